@@ -1,0 +1,56 @@
+"""Which parameters move. One file per method; this door is the only place that names them all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from metier.adapt import freeze, full, lora
+from metier.adapt.adapted import Adapted
+from metier.adapt.lora import load_adapter, merged, save_adapter
+from metier.recipe import FreezeMethod, FullMethod, LoRAMethod
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from metier.recipe import MethodSection
+
+__all__ = ["Adapted", "adapt", "load_adapter", "merged", "save_adapter", "wrapped_base"]
+
+
+def adapt(
+    module: nn.Module,
+    method: MethodSection,
+    *,
+    head: str | None = None,
+    base_name: str = "",
+    new: Sequence[str] = (),
+) -> Adapted:
+    """Prepare `module` for `method`, in place.
+
+    Args:
+        module: Any network, float32.
+        method: Which parameters move.
+        head: Kind of head ("causal", "seq2seq", "classifier"); None for a plain module.
+        base_name: What an adapter's file names as its base.
+        new: Parameters that no checkpoint held; they move with every method.
+
+    Raises:
+        RecipeError: If the method does not fit the network.
+    """
+    match method:
+        case FullMethod():
+            return full.adapt(module)
+        case FreezeMethod():
+            return freeze.adapt(module, method, new=new)
+        case LoRAMethod():
+            return lora.adapt(module, method, head=head, base_name=base_name, new=new)
+        case _:
+            assert_never(method)
+
+
+def wrapped_base(module: nn.Module) -> nn.Module:
+    """The network inside an adapter's wrapper, or the network itself."""
+    get = getattr(module, "get_base_model", None)
+    return get() if callable(get) else module

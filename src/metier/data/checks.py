@@ -1,0 +1,231 @@
+"""What rows can get wrong together: repeats across the splits, classes that do not match, answers given away."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from metier.core.rng import derive
+from metier.data import personal, similar
+from metier.data.content import answer, asked, before_answer, normalised
+from metier.data.faults import Faults, count, excerpt, listed, nearest
+from metier.data.records import Labelled, Record
+from metier.recipe import DataSection
+
+Target = Callable[[Record], str | None]
+
+PAIRS_SHOWN = 5
+LEAK_SHARE = 0.9
+"""Share of rows whose own label stands in the text from which the label counts as given away."""
+GIVEN_SHARE = 0.5
+"""Share of prompts that end with their answer from which the data cannot teach anything."""
+LEAST_ROWS = 10
+"""Fewer rows show no pattern."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One split under check.
+
+    Attributes:
+        name: "train", "validation" or "test".
+        file: The file it comes from.
+        records: Its rows.
+    """
+
+    name: str
+    file: str
+    records: Sequence[Record]
+
+
+def overlap(train: Side, other: Side, section: DataSection, faults: Faults) -> tuple[Side, list[str]]:
+    """The training rows that may stay, and a note, after comparing them with rows that judge.
+
+    A refusal is added to `faults` with up to five pairs.
+    """
+    pairs = similar.pairs_between([asked(row) for row in train.records], [asked(row) for row in other.records])
+    sharing = _same_group(train, other, section.group) - {pair.left for pair in pairs}
+    if not pairs and not sharing:
+        return train, []
+    exact = sum(pair.exact for pair in pairs)
+    parts = (
+        (exact, "word for word"),
+        (len(pairs) - exact, "nearly"),
+        (len(sharing), f"by the same {section.group}"),
+    )
+    how = ", ".join(f"{number:,} {words}" for number, words in parts if number)
+    said = f"{count(len(pairs) + len(sharing), 'training row')} also in {other.name} ({other.file}): {how}"
+    if section.overlap == "drop":
+        gone = sharing | {pair.left for pair in pairs}
+        kept = [row for index, row in enumerate(train.records) if index not in gone]
+        return Side(train.name, train.file, kept), [
+            f"{said}. They are left out of training, as data.overlap=drop says."
+        ]
+    if section.overlap == "allow":
+        return train, [f"{said}. They stay, as data.overlap=allow says: the figures flatter the tuned model."]
+    faults.add("overlap", train.file, said, REMEDIES)
+    for pair in sorted(pairs, key=lambda pair: (-pair.exact, -pair.likeness))[:PAIRS_SHOWN]:
+        how = "word for word" if pair.exact else f"Jaccard {pair.likeness:.2f}"
+        row, twin = train.records[pair.left], other.records[pair.right]
+        shown = excerpt(personal.without(asked(row)[:1000]))
+        faults.add("overlapping pair", row.where, f"stands at {twin.where} too ({how}): {shown!r}")
+    return train, []
+
+
+REMEDIES = (
+    "data.overlap=drop leaves these rows out of training; data.overlap=allow keeps them and the report says so; "
+    "or take them out of one of the files"
+)
+
+
+def shared(validation: Side, test: Side) -> list[str]:
+    """A note on rows that both choose the best step and judge it."""
+    pairs = similar.pairs_between([asked(row) for row in validation.records], [asked(row) for row in test.records])
+    if not pairs:
+        return []
+    first = f"{validation.records[pairs[0].left].where} and {test.records[pairs[0].right].where}"
+    return [f"{count(len(pairs), 'validation row')} also in test (such as {first}): the best step is chosen by them."]
+
+
+def _same_group(train: Side, other: Side, group: str | None) -> set[int]:
+    """Training rows whose group also stands on the other side."""
+    if group is None:
+        return set()
+    there = {str(row.extras[group]) for row in other.records if group in row.extras}
+    return {index for index, row in enumerate(train.records) if str(row.extras.get(group)) in there}
+
+
+def group_column(side: Side, group: str, faults: Faults) -> None:
+    """Every training row must say which group it belongs to."""
+    if not any(group in row.extras for row in side.records):
+        columns = list(dict.fromkeys(column for row in side.records for column in row.extras))
+        near = nearest(group, columns)
+        hint = f"did you mean {near}?" if near else f"columns not learnt: {listed(columns) or 'none'}"
+        faults.add("no group", side.file, f"has no column {group!r}, which data.group names", hint)
+        return
+    for row in side.records:
+        value = row.extras.get(group)
+        if value in (None, "") or isinstance(value, list | dict):
+            what = f"{group}, which data.group names, is not one word or number"
+            faults.add("no group", row.where, what, "fill it: rows of one group stay on one side")
+
+
+def repeats(side: Side) -> list[str]:
+    """Notes on rows that ask the same, and on those that then answer differently."""
+    answers: dict[str, set[str | None]] = {}
+    for row in side.records:
+        answers.setdefault(normalised(asked(row)), set()).add(answer(row) if isinstance(row, Labelled) else None)
+    notes = []
+    if (again := len(side.records) - len(answers)) > 0:
+        notes.append(f"{side.file}: {count(again, 'row')} repeat another row word for word.")
+    if torn := sum(len(labels) > 1 for labels in answers.values()):
+        notes.append(f"{side.file}: {count(torn, 'text')} stand under more than one label.")
+    return notes
+
+
+def labels(train: Side, others: Sequence[Side], faults: Faults) -> list[str]:
+    """Classes must be two or more, and none may be met first in a test; notes on classes with one row."""
+    have = Counter(row.label for row in train.records if isinstance(row, Labelled))
+    if not have:
+        return []
+    if len(have) == 1:
+        what = f"every row has the label {next(iter(have))!r}: there is nothing to tell apart"
+        faults.add(
+            "one class", train.file, what, "add rows of another class, or map another column: data.columns={label: …}"
+        )
+    if all(_fraction(label) for label in have):
+        what = f"the labels are fractions such as {next(iter(have))!r}; a class is a word or an integer"
+        faults.add("fractions", train.file, what, "map the column of the classes: data.columns={label: …}")
+    for side in others:
+        for row in side.records:
+            if isinstance(row, Labelled) and row.label not in have:
+                what = f"the label {row.label!r} never stands in {train.name}, which has {count(len(have), 'label')}: "
+                shown = listed(sorted(have), 6)
+                faults.add(
+                    f"label unknown in {train.name}", row.where, what + shown, "add training rows of it, or take it out"
+                )
+    rare = sorted(label for label, number in have.items() if number < 2)
+    if rare and len(have) > 1:
+        return [f"{train.file}: {count(len(rare), 'label')} with a single training row: {listed(rare, 5)}."]
+    return []
+
+
+def _fraction(label: str) -> bool:
+    whole, dot, rest = label.lstrip("+-").partition(".")
+    return bool(dot) and (whole + rest).isascii() and (whole + rest).isdigit()
+
+
+def leaks(side: Side, target: Target, seed: int, faults: Faults) -> list[str]:
+    """The answer must not stand where the model reads it.
+
+    Each row is held against its own answer and against that of another row, so that a text that lists every label,
+    or a prompt that ends "yes or no", is no leak.
+    """
+    rows = [(row, normalised(own)) for row in side.records if (own := target(row)) is not None]
+    rows = [(row, own) for row, own in rows if own]
+    answers = sorted({own for _, own in rows})
+    if len(rows) < LEAST_ROWS:
+        return []
+    if len(answers) == 1:
+        return (
+            [] if isinstance(rows[0][0], Labelled) else [f"{side.file}: every row of {side.name} has the same answer."]
+        )
+    chance = random.Random(derive(seed, "leaks"))  # noqa: S311 - a draw, no secret
+    others = [_other(own, answers, chance) for _, own in rows]
+    if isinstance(rows[0][0], Labelled):
+        texts = [f" {normalised(asked(row))} " for row, _ in rows]
+        own_share = sum(_stands(own, text) for (_, own), text in zip(rows, texts, strict=True)) / len(rows)
+        other_share = sum(_stands(other, text) for other, text in zip(others, texts, strict=True)) / len(rows)
+        return _label_leak(side, own_share, other_share, rows[0][0].where, faults)
+    ends = [normalised(before_answer(row)) for row, _ in rows]
+    given = [row.where for (row, own), end in zip(rows, ends, strict=True) if _ends(end, own)]
+    by_chance = sum(_ends(end, other) for end, other in zip(ends, others, strict=True))
+    return _given_away(side, given, by_chance, len(rows), faults)
+
+
+def _other(own: str, answers: Sequence[str], chance: random.Random) -> str:
+    """Another row's answer."""
+    index = chance.randrange(len(answers) - 1)
+    return answers[index] if answers[index] < own else answers[index + 1]
+
+
+def _stands(label: str, text: str) -> bool:
+    """Whether a label stands in a text as whole words; scripts without spaces have none."""
+    return (f" {label} " if label.isascii() else label) in text
+
+
+def _ends(text: str, answer: str) -> bool:
+    return text.endswith(answer) and (not answer.isascii() or f" {text}".endswith(f" {answer}"))
+
+
+def _label_leak(side: Side, own: float, other: float, where: str, faults: Faults) -> list[str]:
+    if own >= LEAK_SHARE and other <= own / 2:
+        what = f"in {own:.0%} of the rows of {side.name} the text holds its own label word for word"
+        faults.add("label in the text", where, what, "take the label out of the text, or map another column")
+    return []
+
+
+def _given_away(side: Side, given: Sequence[str], by_chance: int, rows: int, faults: Faults) -> list[str]:
+    if len(given) <= 2 * by_chance:
+        return []
+    what = f"{count(len(given), 'prompt')} of {rows:,} in {side.name} already end with the answer"
+    if len(given) > GIVEN_SHARE * rows:
+        faults.add("answer in the prompt", given[0], what, "take the answer out of the prompt")
+        return []
+    return [f"{side.file}: {what} (first at {given[0]})."]
+
+
+def personal_data(sides: Sequence[Side], section: DataSection, faults: Faults) -> list[str]:
+    """What was found, as notes or as faults; nothing where the recipe says to ignore it."""
+    if section.personal_data == "ignore":
+        return []
+    notes = []
+    for found in personal.find([row for side in sides for row in side.records]):
+        said = f"{found.kind}: {found.number:,} in {count(found.rows, 'row')}, such as {', '.join(found.samples)}"
+        if section.personal_data == "refuse":
+            hint = "take them out; data.personal_data=warn only tells, =ignore does not look"
+            faults.add(found.kind, found.samples[0].partition(" (")[0], said, hint)
+        notes.append(f"The rows hold {said}.")
+    return notes if section.personal_data == "warn" else []

@@ -1,0 +1,415 @@
+"""From a path to rows: bytes are checked, decoded and parsed here, and every fault knows its line.
+
+A file is read whole. JSONL, JSON and CSV are told apart by extension and, where that lies, by content.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import stat
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from metier.core import DataError
+from metier.data.faults import Faults, count, nearest
+from metier.data.strict_json import NotJSONError, elements, members, parse
+
+MAX_BYTES = 20 << 30
+"""Largest content that is read; rows are held in memory."""
+BOMB_BYTES = 1 << 30
+BOMB_RATIO = 200
+"""Text compresses some 3 to 20 times, DEFLATE at most 1032 times: above this ratio, after a GiB, we stop."""
+BLOCK_BYTES = 1 << 20
+
+TO_JSONL = (
+    "convert it: python -c \"import pandas; pandas.read_KIND('PATH')"
+    ".to_json('STEM.jsonl', orient='records', lines=True, force_ascii=False)\""
+)
+OTHER_KINDS = {
+    ".parquet": TO_JSONL.replace("KIND", "parquet"),
+    ".xlsx": "save it as CSV UTF-8 in the spreadsheet, or " + TO_JSONL.replace("KIND", "excel"),
+    ".xls": "save it as CSV UTF-8 in the spreadsheet, or " + TO_JSONL.replace("KIND", "excel"),
+    ".arrow": TO_JSONL.replace("KIND", "feather"),
+    ".feather": TO_JSONL.replace("KIND", "feather"),
+    ".pkl": "pickles are not read, for they can run code; write the rows as JSONL",
+    ".zip": "unpack it and name the file inside",
+    ".bz2": "unpack it with bunzip2, or pack it with gzip",
+    ".xz": "unpack it with unxz, or pack it with gzip",
+    ".zst": "unpack it with unzstd, or pack it with gzip",
+    ".7z": "unpack it and name the file inside",
+    ".txt": 'write each document as one line {"text": "..."} of a .jsonl file',
+    ".md": 'write each document as one line {"text": "..."} of a .jsonl file',
+    ".yaml": "write the rows as JSONL",
+    ".yml": "write the rows as JSONL",
+}
+MAGIC = {b"PAR1": ".parquet", b"PK\x03\x04": ".zip", b"ARROW1": ".arrow", b"BZh": ".bz2", b"\xfd7zXZ": ".xz"}
+JSON_KINDS = {".jsonl", ".ndjson", ".json"}
+TABLE_KINDS = {".csv", ".tsv", ".tab"}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as it stood in the file.
+
+    Attributes:
+        line: Line on which the row begins, from 1.
+        values: Column to value.
+    """
+
+    line: int
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The rows of one file.
+
+    Attributes:
+        file: The path as the user gave it.
+        rows: Every row that could be parsed.
+        faults: What could not.
+        header: Whether the columns come from the first line of a CSV file.
+    """
+
+    file: str
+    rows: tuple[Row, ...]
+    faults: Faults
+    header: bool = False
+
+    def columns(self) -> tuple[str, ...]:
+        """Every column that some row has, in the order of appearance."""
+        return tuple(dict.fromkeys(column for row in self.rows for column in row.values))
+
+    def where(self, line: int) -> str:
+        """File and line."""
+        return f"{self.file}:{line}"
+
+
+def read_table(file: str) -> Table:
+    """Read every row of a file.
+
+    Raises:
+        DataError: If the file is not there, not a regular file, empty, too large, or not a kind we read.
+    """
+    path = _located(file)
+    content = _content(file, path)
+    kind = _kind(file, path, content)
+    faults = Faults(file)
+    text, bad_lines = _decoded(content, faults)
+    if not text.strip("\ufeff \t\r\n"):
+        raise DataError("is empty", where=file, hint="it needs one row for each example")
+    if bad_lines and kind in TABLE_KINDS:
+        return Table(file, (), faults)
+    if kind in TABLE_KINDS:
+        return _table(file, text, kind, faults)
+    return _json_table(file, text, kind, faults, bad_lines)
+
+
+def same_file(one: str, other: str) -> bool:
+    """Whether two paths lead to one file."""
+    try:
+        return _located(one).samefile(_located(other))
+    except (OSError, ValueError):
+        return False
+
+
+def _located(file: str) -> Path:
+    try:
+        return Path(file).expanduser()
+    except RuntimeError:  # a home folder of nobody
+        return Path(file)
+
+
+def _content(file: str, path: Path) -> bytes:
+    try:
+        _regular(file, path)
+        with path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            return _unpacked(file, raw) if packed else raw.read()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"cannot be read: {reason}", where=file, hint="check the path and its permissions") from None
+
+
+def _regular(file: str, path: Path) -> None:
+    if not path.exists():
+        raise DataError("does not exist", where=file, hint=_did_you_mean(file, path))
+    facts = path.stat()
+    if stat.S_ISDIR(facts.st_mode):
+        found = sorted(child.name for child in path.iterdir() if _extension(child) in JSON_KINDS | TABLE_KINDS)
+        hint = f"name a file in it, such as {path / found[0]}" if found else "name a JSONL, JSON or CSV file"
+        raise DataError("is a folder, not a file", where=file, hint=hint)
+    if not stat.S_ISREG(facts.st_mode):
+        raise DataError(
+            "is not a regular file but a pipe, socket or device", where=file, hint="copy the rows to a file"
+        )
+    if facts.st_size > MAX_BYTES:
+        size = f"{facts.st_size / (1 << 30):,.0f} GiB"
+        raise DataError(f"holds {size}; at most 20 GiB are read", where=file, hint="take a sample of its rows")
+
+
+def _did_you_mean(file: str, path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"there is no folder {folder}; paths start at {Path.cwd()}"
+    near = nearest(path.name, [child.name for child in folder.iterdir()])
+    if near:
+        return f"did you mean {folder / near}?"
+    if not path.suffix and file.count("/") == 1:
+        return "if it is a data set of the Hugging Face Hub, download it and name a file of it"
+    return f"paths start at {Path.cwd()}"
+
+
+def _unpacked(file: str, raw: BinaryIO) -> bytes:
+    """The content of a gzip file, stopped early where it is a decompression bomb."""
+    size_packed = raw.seek(0, io.SEEK_END)
+    raw.seek(0)
+    blocks: list[bytes] = []
+    size = 0
+    try:
+        with gzip.open(raw) as stream:
+            while block := stream.read(BLOCK_BYTES):
+                blocks.append(block)
+                size += len(block)
+                if size > MAX_BYTES or (size > BOMB_BYTES and size > BOMB_RATIO * size_packed):
+                    raise DataError(
+                        f"unpacks to more than {size / (1 << 30):.0f} GiB from {count(size_packed, 'byte')}",
+                        where=file,
+                        hint="unpack it yourself and look at what it holds",
+                    )
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"not a whole gzip file: {error}", where=file, hint="copy or download it again") from None
+    return b"".join(blocks)
+
+
+def _extension(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in {".gz", ".gzip"}:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _kind(file: str, path: Path, content: bytes) -> str:
+    """The extension that tells how to read the file; content speaks where the name says nothing."""
+    extension = _extension(path)
+    for magic, other in MAGIC.items():
+        if content.startswith(magic):
+            extension = extension if extension in OTHER_KINDS else other
+    if extension in OTHER_KINDS:
+        hint = OTHER_KINDS[extension].replace("PATH", file).replace("STEM", path.stem)
+        raise DataError(f"a {extension} file is not read", where=file, hint=hint)
+    if extension in JSON_KINDS | TABLE_KINDS:
+        return extension
+    if content.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in {b"{", b"["}:
+        return ".json"
+    raise DataError(
+        f"an unknown kind of file ({extension or 'no extension'})",
+        where=file,
+        hint="rows are read from .jsonl, .json, .csv and .tsv, each also with .gz",
+    )
+
+
+def _decoded(content: bytes, faults: Faults) -> tuple[str, frozenset[int]]:
+    """The text, and the numbers of lines that are not UTF-8."""
+    try:
+        return content.decode("utf-8-sig"), frozenset()
+    except UnicodeDecodeError as error:
+        before = content[: error.start]
+        line = before.count(b"\n") + 1
+        column = error.start - (before.rfind(b"\n") + 1) + 1
+        bad_lines = frozenset(_bad_lines(content))
+        others = f", and {count(len(bad_lines) - 1, 'more line')} likewise" if len(bad_lines) > 1 else ""
+        faults.add(
+            "not UTF-8", f"{faults.file}:{line}", f"not UTF-8 at byte {column}{others}", _encoding(content, faults.file)
+        )
+        return content.decode("utf-8-sig", errors="replace"), bad_lines
+
+
+def _bad_lines(content: bytes) -> Iterator[int]:
+    for number, line in enumerate(content.split(b"\n"), 1):
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError:
+            yield number
+
+
+def _encoding(content: bytes, file: str) -> str:
+    """How to convert, with the encoding guessed."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return _convert("UTF-16", file)
+    sample = content[: 1 << 16].rsplit(b"\n", 1)[0]
+    try:
+        foreign = [character for character in sample.decode("gb18030") if ord(character) > 0x7F]
+    except UnicodeDecodeError:
+        return _convert("WINDOWS-1252", file)
+    # GB2312's first-level characters are the 3,755 common ones; Western text read as GB18030 rarely falls there.
+    common = sum(0xB0 <= character.encode("gb18030")[0] <= 0xD7 for character in foreign)
+    return _convert("GB18030" if foreign and common > len(foreign) / 2 else "WINDOWS-1252", file)
+
+
+def _convert(encoding: str, file: str) -> str:
+    guess = "GBK/GB18030, as Chinese Windows writes" if encoding == "GB18030" else encoding
+    return f"it looks like {guess}; convert it: iconv -f {encoding} -t UTF-8 '{file}' > utf8.{Path(file).name}"
+
+
+def _json_table(file: str, text: str, kind: str, faults: Faults, bad_lines: frozenset[int]) -> Table:
+    """Rows of a JSONL or JSON file, whichever it really is."""
+    start = len(text) - len(text.lstrip("\ufeff \t\r\n"))
+    if text[start] == "[" and (kind == ".json" or not _complete(text[start:].split("\n", 1))):
+        return Table(file, tuple(_array_rows(text, start, faults)), faults)
+    if text[start] == "{" and kind == ".json":
+        rows = _object_rows(text, start, faults)
+        if rows is not None:
+            return Table(file, tuple(rows), faults)
+    return Table(file, tuple(_line_rows(text, faults, bad_lines)), faults)
+
+
+def _complete(lines: list[str]) -> bool:
+    """Whether the first line is a whole JSON value and others follow."""
+    try:
+        parse(lines[0].strip())
+    except NotJSONError:
+        return False
+    return len(lines) > 1 and bool(lines[1].strip())
+
+
+def _line_rows(text: str, faults: Faults, bad_lines: frozenset[int]) -> Iterator[Row]:
+    end = "\n" if "\n" in text else "\r"
+    for number, line in enumerate(text.split(end), 1):
+        stripped = line.strip("\ufeff \t\r")
+        if not stripped or number in bad_lines:
+            continue
+        where = f"{faults.file}:{number}"
+        try:
+            # Columns are counted in the line as an editor shows it.
+            value = parse(line.rstrip("\r").lstrip("\ufeff"))
+        except NotJSONError as error:
+            faults.add("not JSON", where, f"not JSON: {error.what}", error.hint)
+            continue
+        if row := _object_row(value, number, where, faults):
+            yield row
+
+
+def _object_row(value: Any, line: int, where: str, faults: Faults) -> Row | None:
+    if isinstance(value, dict):
+        return Row(line, value)
+    faults.add(
+        "not an object", where, f"the row is {_named(value)}, not an object", 'write it as {"column": value, ...}'
+    )
+    return None
+
+
+def _named(value: Any) -> str:
+    names = {str: "a text", list: "a list", int: "a number", float: "a number", bool: "true or false"}
+    return "null" if value is None else names.get(type(value), "an object")
+
+
+def _array_rows(text: str, start: int, faults: Faults) -> Iterator[Row]:
+    """Rows of a JSON array that begins at `start`, with the line of each."""
+    try:
+        yield from _located_rows(text, elements(text, start), faults)
+    except NotJSONError as error:
+        _not_json(text, error, faults)
+
+
+def _located_rows(text: str, found: Iterator[tuple[int, Any]], faults: Faults) -> Iterator[Row]:
+    line, seen = 1, 0
+    for place, value in found:
+        line, seen = line + text.count("\n", seen, place), place
+        if row := _object_row(value, line, f"{faults.file}:{line}", faults):
+            yield row
+
+
+def _not_json(text: str, error: NotJSONError, faults: Faults) -> None:
+    line = text.count("\n", 0, error.place) + 1
+    faults.add("not JSON", f"{faults.file}:{line}", f"not JSON: {error.what}", error.hint)
+
+
+def _object_rows(text: str, start: int, faults: Faults) -> list[Row] | None:
+    """Rows of one object that holds one array; None where the file is a sequence of objects after all."""
+    try:
+        found, end = members(text, start)
+    except NotJSONError as error:
+        if _complete(text[start:].split("\n", 1)):
+            return None
+        _not_json(text, error, faults)
+        return []
+    if text[end:].strip():
+        return None
+    arrays = {key: items for key, (_, items) in found.items() if isinstance(items, list)}
+    of_rows = {key: items for key, items in arrays.items() if items and all(isinstance(v, dict) for _, v in items)}
+    if len(of_rows) == 1 and not of_rows.keys() & {"messages", "conversations"}:
+        return list(_located_rows(text, iter(next(iter(of_rows.values()))), faults))
+    if len(of_rows) > 1 or (arrays and len(arrays) == len(found) and not of_rows):
+        what = f"one object with {count(len(found), 'key')} ({', '.join(list(found)[:8])}), not an array of rows"
+        faults.add("not rows", f"{faults.file}:1", what, 'write one object per row: [{"column": value, ...}, ...]')
+        return []
+    return None
+
+
+def _table(file: str, text: str, kind: str, faults: Faults) -> Table:
+    """Rows of a CSV or TSV file, whose first line names the columns."""
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        return Table(file, tuple(_cell_rows(text, kind, faults)), faults, header=True)
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _cell_rows(text: str, kind: str, faults: Faults) -> Iterator[Row]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, kind), strict=True)
+    header: list[str] | None = None
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            faults.add("not CSV", f"{faults.file}:{line}", f"not CSV: {_csv_words(error)}", CSV_HINT)
+            return
+        if not any(cells):
+            continue
+        if header is None:
+            header = [cell.strip() for cell in cells]
+            if not _header_is_good(header, line, faults):
+                return
+        elif len(cells) == len(header):
+            yield Row(line, dict(zip(header, cells, strict=True)))
+        else:
+            what = f"{count(len(cells), 'cell')} where the header has {len(header)}"
+            faults.add("wrong number of cells", f"{faults.file}:{line}", what, CSV_HINT)
+
+
+CSV_HINT = 'a text with a comma, quote or line break stands in "double quotes", and a quote inside is written ""'
+
+
+def _csv_words(error: csv.Error) -> str:
+    if "unexpected end" in str(error):
+        return "a quote that opens in this row is never closed"
+    return "text follows a closing quote" if "expected after" in str(error) else str(error)
+
+
+def _delimiter(text: str, kind: str) -> str:
+    """Tab for .tsv; for .csv whichever of comma, semicolon and tab the header has most of."""
+    if kind != ".csv":
+        return "\t"
+    header = text.lstrip("\r\n").split("\n", 1)[0]
+    return max(",;\t", key=header.count)
+
+
+def _header_is_good(header: list[str], line: int, faults: Faults) -> bool:
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if not twice:
+        return True
+    named = ", ".join(name or "(nameless)" for name in twice)
+    faults.add(
+        "header", f"{faults.file}:{line}", f"the header has {named} twice", "the first line names each column once"
+    )
+    return False

@@ -1,0 +1,20 @@
+"""What is measured before and after tuning: the domain, and what must not be lost."""
+
+from metier.evaluation.measured import Measured
+from metier.evaluation.metrics import METRICS, check_schema
+from metier.evaluation.pack import Item, read_pack
+from metier.evaluation.suite import compare, measure, primary_metric, side_by_side
+from metier.evaluation.verdict import verdict
+
+__all__ = [
+    "METRICS",
+    "Item",
+    "Measured",
+    "check_schema",
+    "compare",
+    "measure",
+    "primary_metric",
+    "read_pack",
+    "side_by_side",
+    "verdict",
+]

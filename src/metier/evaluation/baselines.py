@@ -1,0 +1,136 @@
+"""Cheap alternatives to tuning, on the same test rows: what the tuned model must beat to be worth its cost.
+
+Shapes: N training rows, M test rows, H width of the embedding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from metier.core.evidence import Baseline, Figure
+from metier.evaluation.retention import embeddings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from metier.data.records import Record
+    from metier.tasks import Answering, Task
+
+MOST_ANSWERS = 200
+"""With more distinct answers, choosing among them is no longer a baseline but a search."""
+
+
+def measure(
+    task: Task[Any],
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Sequence[Record],
+    test: Sequence[Record],
+    how: Answering,
+    judge: Callable[[Sequence[str]], tuple[Figure, ...]],
+) -> tuple[Baseline, ...]:
+    """All baselines that the rows allow.
+
+    Args:
+        task: What is learnt.
+        model: The base, before tuning.
+        tokenizer: Its tokenizer.
+        train: Training rows.
+        test: The measured test rows.
+        how: Limits of generation.
+        judge: Takes answers to the test rows and gives the domain figures.
+    """
+    questions, references = [task.question(row) for row in train], [task.reference(row) for row in train]
+    asked = [task.question(row) for row in test]
+    distinct = sorted(set(references))
+    if not all(questions) or len(distinct) > MOST_ANSWERS or len(distinct) * 2 > len(references):
+        return ()
+    found = [_timed("most_common", judge, lambda: [Counter(references).most_common(1)[0][0]] * len(asked))]
+    found.append(_timed("linear_words", judge, lambda: linear_words(questions, references, asked)))
+    if task.retains == "encoder":
+
+        def vectors(texts: Sequence[str]) -> Any:
+            return embeddings(model, tokenizer, texts).numpy()
+
+        found.append(_timed("nearest_class", judge, lambda: nearest_class(vectors, questions, references, asked)))
+        found.append(_timed("frozen_linear", judge, lambda: frozen_linear(vectors, questions, references, asked)))
+    among = getattr(task, "answer_among", None)
+    if callable(among):
+        found.append(_timed("base_among", judge, lambda: among(model, test, how, distinct)))
+    return tuple(found)
+
+
+TITLES = {
+    "most_common": ("Most common answer", "always gives the most common training answer"),
+    "linear_words": (
+        "Linear model on words",
+        "linear support vectors on TF-IDF of words and character groups; no language model",
+    ),
+    "nearest_class": ("Nearest class mean", "embeddings of the untuned encoder; the class with the closest mean"),
+    "frozen_linear": ("Linear model on frozen encoder", "ridge classifier on embeddings of the untuned encoder"),
+    "base_among": (
+        "Base, choosing among known answers",
+        "the untuned model decodes greedily, restricted to answers that occur in the training rows",
+    ),
+}
+
+
+def _timed(
+    name: str, judge: Callable[[Sequence[str]], tuple[Figure, ...]], answer: Callable[[], Sequence[str]]
+) -> Baseline:
+    began = time.perf_counter()
+    answers = answer()
+    seconds = time.perf_counter() - began
+    title, how = TITLES[name]
+    return Baseline(name=name, title=title, how=how, seconds=seconds, figures=judge(answers))
+
+
+def linear_words(questions: Sequence[str], references: Sequence[str], asked: Sequence[str]) -> list[str]:
+    """Linear support vectors on TF-IDF of words and of character groups, which also serve languages without spaces."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import make_pipeline, make_union
+    from sklearn.svm import LinearSVC
+
+    features = make_union(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
+        TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True),
+    )
+    return _fitted(make_pipeline(features, LinearSVC(random_state=0)), questions, references, asked)
+
+
+def frozen_linear(
+    vectors: Callable[[Sequence[str]], Any], questions: Sequence[str], references: Sequence[str], asked: Sequence[str]
+) -> list[str]:
+    """Ridge classifier on the untuned encoder's embeddings, scaled to unit variance."""
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), RidgeClassifier(alpha=10.0))
+    return _fitted(model, vectors(questions), references, vectors(asked))
+
+
+def nearest_class(
+    vectors: Callable[[Sequence[str]], Any], questions: Sequence[str], references: Sequence[str], asked: Sequence[str]
+) -> list[str]:
+    """The class whose mean embedding is most similar by cosine."""
+    train_NH, test_MH = vectors(questions), vectors(asked)
+    classes = sorted(set(references))
+    index = np.array([classes.index(label) for label in references])
+    means = np.stack([train_NH[index == i].mean(axis=0) for i in range(len(classes))])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    return [classes[best] for best in (test_MH @ means.T).argmax(axis=1)]
+
+
+def _fitted(model: Any, questions: Any, references: Sequence[str], asked: Any) -> list[str]:
+    if len(set(references)) == 1:
+        return [references[0]] * len(asked)
+    model.fit(questions, list(references))
+    return [str(answer) for answer in model.predict(asked)]

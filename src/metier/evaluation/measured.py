@@ -1,0 +1,96 @@
+"""What one state of a model scored, row by row, so that two states can be compared on the same rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from metier.core.evidence import Baseline
+from metier.core.files import write_json
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A metric's values, one for each row.
+
+    Attributes:
+        title: What a reader calls the metric.
+        group: Whether it says what was gained or what was kept.
+        kind: "share" for 0 or 1, "mean", "ratio" for totals over weights, "perplexity" for exp of such a ratio,
+            "whole" for a figure of all rows together, "distance" for a mean that has no value before.
+        unit: How it is printed.
+        higher_is_better: Which way is good.
+        values: Totals for ratios, class numbers of the answers for a whole, else the values; shape (rows,).
+        weights: Weights of a ratio, class numbers of the references for a whole, else ones; shape (rows,).
+    """
+
+    title: str
+    group: Literal["domain", "retention"]
+    kind: Literal["share", "mean", "ratio", "perplexity", "whole", "distance"]
+    unit: Literal["share", "nats", "ratio", "score"]
+    higher_is_better: bool
+    values: Array
+    weights: Array
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One state of a model, measured.
+
+    Attributes:
+        rows: Metric values by name, in the order they are reported.
+        answers: The model's answer to each test row; empty where none were made.
+        anchors: What distances from this state are taken against: log-probabilities, embeddings; only of a base.
+        baselines: Cheap alternatives, fitted with this state; only of a base.
+        notes: What could not be measured, and why.
+    """
+
+    rows: Mapping[str, Rows]
+    answers: tuple[str, ...]
+    anchors: Mapping[str, Tensor] = field(default_factory=dict)
+    baselines: tuple[Baseline, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def save(self, folder: Path) -> None:
+        """Write to `folder`, the anchors beside the JSON; the JSON last, for it says that the rest is whole."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: t.contiguous() for name, t in self.anchors.items()}, folder / "anchors.safetensors")
+        rows = {
+            name: {**vars(found), "values": found.values.tolist(), "weights": found.weights.tolist()}
+            for name, found in self.rows.items()
+        }
+        baselines = [baseline.model_dump() for baseline in self.baselines]
+        write_json(
+            folder / "measured.json",
+            {"rows": rows, "answers": self.answers, "baselines": baselines, "notes": self.notes},
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> Measured | None:
+        """What `save` wrote, or None where nothing whole is."""
+        from safetensors.torch import load_file
+
+        try:
+            found = json.loads((folder / "measured.json").read_text("utf-8"))
+            anchors = load_file(folder / "anchors.safetensors")
+        except (OSError, ValueError):
+            return None
+        rows = {
+            name: Rows(**{**facts, "values": np.array(facts["values"]), "weights": np.array(facts["weights"])})
+            for name, facts in found["rows"].items()
+        }
+        baselines = tuple(Baseline.model_validate(baseline) for baseline in found["baselines"])
+        return cls(rows, tuple(found["answers"]), anchors, baselines, tuple(found["notes"]))

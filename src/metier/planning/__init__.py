@@ -1,0 +1,28 @@
+"""What a run would take, before it runs: parameters, bytes, seconds, the rate to begin with, the method to take."""
+
+from metier.planning.machine import Machine, measure_flops_per_second, this_machine
+from metier.planning.memory import Memory, Moving, Numbers, Work, peak_memory
+from metier.planning.plans import MethodPlan, Plan, plan
+from metier.planning.probing import Probe, Sample, confirm, probe
+from metier.planning.rates import Choice, learning_rate, weight_decay
+
+__all__ = [
+    "Choice",
+    "Machine",
+    "Memory",
+    "MethodPlan",
+    "Moving",
+    "Numbers",
+    "Plan",
+    "Probe",
+    "Sample",
+    "Work",
+    "confirm",
+    "learning_rate",
+    "measure_flops_per_second",
+    "peak_memory",
+    "plan",
+    "probe",
+    "this_machine",
+    "weight_decay",
+]

@@ -1,0 +1,52 @@
+"""Everything a user may say, and nothing else: no torch, no work."""
+
+from metier.recipe.data import DataSection
+from metier.recipe.evaluate import EvaluateSection
+from metier.recipe.export import ExportSection
+from metier.recipe.files import dump, json_schema, load, parse
+from metier.recipe.method import FreezeMethod, FullMethod, LoRAMethod, MethodSection
+from metier.recipe.model import ModelSection
+from metier.recipe.recipe import Recipe
+from metier.recipe.section import Section
+from metier.recipe.task import ChatTask, ClassifyTask, CompleteTask, TaskSection
+from metier.recipe.train import (
+    Adam,
+    AdamW,
+    Constant,
+    Cosine,
+    Linear,
+    OptimizerSection,
+    ScheduleSection,
+    Step,
+    TrainSection,
+)
+
+__all__ = [
+    "Adam",
+    "AdamW",
+    "ChatTask",
+    "ClassifyTask",
+    "CompleteTask",
+    "Constant",
+    "Cosine",
+    "DataSection",
+    "EvaluateSection",
+    "ExportSection",
+    "FreezeMethod",
+    "FullMethod",
+    "Linear",
+    "LoRAMethod",
+    "MethodSection",
+    "ModelSection",
+    "OptimizerSection",
+    "Recipe",
+    "ScheduleSection",
+    "Section",
+    "Step",
+    "TaskSection",
+    "TrainSection",
+    "dump",
+    "json_schema",
+    "load",
+    "parse",
+]

@@ -1,0 +1,46 @@
+"""`data:` -- the rows to learn from and the rows to be judged on."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from metier.recipe.section import Section
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 takes 1e-1 for a word; nobody names a file so."""
+    is_number = isinstance(value, str) and re.fullmatch(r"\d*\.?\d+(e[+-]?\d+)?", value, re.IGNORECASE)
+    return float(value) if is_number else value
+
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+ShareOrFile = Annotated[Share | str, BeforeValidator(_number)]
+FormatName = Literal["auto", "messages", "sharegpt", "alpaca", "prompt", "text", "label"]
+
+
+class DataSection(Section):
+    """Files of rows: JSONL, JSON or CSV, plain or gzipped."""
+
+    train: str = Field(min_length=1)
+    """File of training rows."""
+    validation: ShareOrFile = 0.1
+    """File of validation rows, or the share of the training rows to set aside. Chooses the best step; never reported as the result."""
+    test: ShareOrFile = 0.1
+    """File of test rows, or the share of the training rows to set aside. Read once before and once after tuning."""
+    format: FormatName = "auto"
+    """How a row is written; "auto" looks: OpenAI messages, ShareGPT conversations, Alpaca, prompt/completion, text, text/label."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Your column for each word of the format, such as {prompt: question, completion: answer}."""
+    group: str | None = None
+    """Column whose equal values must not be split over train and test (source document, patient, donor)."""
+    max_rows: int | None = Field(default=None, ge=1)
+    """Rows kept from each file, drawn with the seed; null keeps all."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the split and of `max_rows`."""
+    overlap: Literal["refuse", "drop", "allow"] = "refuse"
+    """Training rows that also stand in validation or test, word for word or nearly: refuse to run, drop them from training, or allow."""
+    personal_data: Literal["warn", "refuse", "ignore"] = "warn"
+    """What to do about e-mail addresses, phone and card numbers, and keys found in the rows."""

@@ -1,0 +1,31 @@
+"""The whole of what a user says in one file."""
+
+from __future__ import annotations
+
+from metier.recipe.data import DataSection
+from metier.recipe.evaluate import EvaluateSection
+from metier.recipe.export import ExportSection
+from metier.recipe.method import LoRAMethod, MethodSection
+from metier.recipe.model import ModelSection
+from metier.recipe.section import Section
+from metier.recipe.task import TaskSection
+from metier.recipe.train import TrainSection
+
+
+class Recipe(Section):
+    """One fine-tuning job."""
+
+    model: ModelSection
+    """The pretrained model to start from."""
+    data: DataSection
+    """The rows to learn from and the rows to be judged on."""
+    task: TaskSection
+    """What is learnt from a row: chat, complete or classify."""
+    method: MethodSection = LoRAMethod()
+    """Which parameters move: full, freeze or lora."""
+    train: TrainSection = TrainSection()
+    """How the parameters move."""
+    evaluate: EvaluateSection = EvaluateSection()
+    """What is measured, before and after."""
+    export: ExportSection = ExportSection()
+    """Where the result goes."""

@@ -1,0 +1,115 @@
+"""`train:` -- how the parameters move."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from metier.recipe.section import KindOrWord, Section
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class AdamW(Section):
+    """Adam with decoupled weight decay. Source: Loshchilov and Hutter 2019, arXiv:1711.05101."""
+
+    kind: Literal["adamw"] = "adamw"
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """Decay of the first and second moment."""
+    weight_decay: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """Pull towards zero; "auto" is 0 for adapters and 0.01 else. Biases and norms are never decayed."""
+
+
+class Adam(Section):
+    """Adam, also as AMSGrad. Source: Kingma and Ba 2015, arXiv:1412.6980; Reddi et al. 2018, arXiv:1904.09237."""
+
+    kind: Literal["adam"] = "adam"
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """Decay of the first and second moment."""
+    amsgrad: bool = False
+    """Keep the largest second moment seen, as the single-cell tutorial does."""
+
+
+OptimizerSection = Annotated[Annotated[AdamW | Adam, Field(discriminator="kind")], KindOrWord(usual="adamw")]
+
+
+class Constant(Section):
+    """The rate stays."""
+
+    kind: Literal["constant"] = "constant"
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the steps over which the rate rises from 0."""
+
+
+class Linear(Section):
+    """The rate falls in a line to 0."""
+
+    kind: Literal["linear"] = "linear"
+    warmup: float = Field(default=0.06, ge=0, lt=1)
+    """Share of the steps over which the rate rises from 0."""
+
+
+class Cosine(Section):
+    """The rate falls along half a cosine to 0. Source: Loshchilov and Hutter 2017, arXiv:1608.03983."""
+
+    kind: Literal["cosine"] = "cosine"
+    warmup: float = Field(default=0.06, ge=0, lt=1)
+    """Share of the steps over which the rate rises from 0."""
+
+
+class Step(Section):
+    """StepLR: the rate is multiplied by `gamma` every `step_size` epochs."""
+
+    kind: Literal["step"] = "step"
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the steps over which the rate rises from 0."""
+    step_size: int = Field(default=1, ge=1)
+    """Epochs between two cuts."""
+    gamma: float = Field(default=0.9, gt=0, le=1)
+    """What is left of the rate after a cut."""
+
+
+ScheduleSection = Annotated[
+    Annotated[Constant | Linear | Cosine | Step, Field(discriminator="kind")],
+    KindOrWord(usual="linear"),
+]
+
+
+class TrainSection(Section):
+    """The optimisation."""
+
+    learning_rate: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    """Peak rate; "auto" chooses by method and size and says why."""
+    epochs: float = Field(default=3.0, gt=0)
+    """Passes over the training rows; may be a fraction."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Stop after so many optimizer steps, whatever `epochs` says."""
+    batch_size: int = Field(default=16, ge=1)
+    """Rows in one optimizer step."""
+    micro_batch_tokens: int = Field(default=2048, ge=16)
+    """Most tokens, padding included, in one forward pass. Bounds memory; changes no gradient."""
+    optimizer: OptimizerSection = AdamW()
+    """What turns gradients into steps."""
+    schedule: ScheduleSection = Linear()
+    """How the rate moves over the run."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Longer gradients are scaled down to this norm."""
+    evaluations: int = Field(default=10, ge=1)
+    """How often the validation loss is taken, evenly over the run; each time the best weights so far are kept."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after so many evaluations without a better validation loss; null never stops early."""
+    precision: Literal["auto", "fp32", "mixed", "bf16"] = "auto"
+    """"fp32": all in single precision. "mixed": bf16 arithmetic on fp32 weights. "bf16": weights too. "auto": mixed on a GPU, fp32 on a CPU."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the new parameters, the order of the rows and dropout."""
+
+    def steps_per_epoch(self, rows: int) -> int:
+        """Optimizer steps in one pass over `rows` rows; the last may be smaller."""
+        return math.ceil(rows / self.batch_size)
+
+    def total_steps(self, rows: int) -> int:
+        """Optimizer steps of the whole run, at least one."""
+        planned = max(1, round(self.epochs * self.steps_per_epoch(rows)))
+        return min(planned, self.max_steps) if self.max_steps else planned

@@ -1,0 +1,59 @@
+"""What `metier check` shows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from metier.run import Job
+
+
+def as_json(job: Job) -> dict[str, Any]:
+    """The check as plain values."""
+    return {
+        "format": job.splits.format,
+        "reason": job.splits.reason,
+        "rows": {
+            "train": len(job.splits.train),
+            "validation": len(job.splits.validation),
+            "test": len(job.splits.test),
+            "measured": len(job.test),
+        },
+        "task": job.task.kind,
+        "head": job.head,
+        "labels": list(job.labels),
+        "tokens": sum(job.task.size(example) for example in job.train),
+        "notes": list(job.notes),
+        "examples": [
+            {"where": shown.where, "parts": [{"text": text, "learnt": learnt} for text, learnt in shown.parts]}
+            for shown in job.shown()
+        ],
+    }
+
+
+def show(job: Job) -> None:
+    """The check for people: learnt text is bold and underlined on a terminal, and stands in [[ ]] elsewhere."""
+    console = Console(highlight=False)
+    splits = job.splits
+    console.print(f"{job.recipe.data.train}: {splits.reason}", markup=False)
+    rows = f"{len(splits.train)} training, {len(splits.validation)} validation, {len(splits.test)} test"
+    console.print(f"rows: {rows} ({len(job.test)} will be measured)")
+    sizes = sorted(job.task.size(example) for example in job.train)
+    console.print(f"tokens: {sum(sizes):,} in training rows, median {sizes[len(sizes) // 2]}, longest {sizes[-1]}")
+    if job.labels:
+        console.print(
+            f"classes: {len(job.labels)}: {', '.join(job.labels[:12])}{' ...' if len(job.labels) > 12 else ''}"
+        )
+    for shown in job.shown():
+        console.print(f"\n{shown.where} (what is learnt is {'underlined' if console.is_terminal else 'in [[ ]]'}):")
+        text = Text()
+        for part, learnt in shown.parts:
+            marked = f"[[{part}]]" if learnt and not console.is_terminal else part
+            text.append(marked, style="bold underline" if learnt else "dim")
+        console.print(text)
+    for note in job.notes:
+        console.print(f"\nnote: {note}", markup=False)
+    console.print("\nno faults found")

@@ -1,0 +1,107 @@
+"""How figures and texts are said in one language."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from metier.report.words import BASELINES_ZH, MEASURES_ZH, PHASES_ZH, WORDS, Language
+
+if TYPE_CHECKING:
+    from metier.core.evidence import Baseline, Measure
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """Says the report's texts and figures in one language."""
+
+    language: Language
+
+    def say(self, key: str, **values: object) -> str:
+        """The text of a key with its blanks filled."""
+        return WORDS[self.language][key].format(**values)
+
+    def measure(self, measure: Measure) -> str:
+        """What a reader calls a measure; the evidence's own title where there is no translation."""
+        return MEASURES_ZH.get(measure.name, measure.title) if self.language == "zh" else measure.title
+
+    def baseline(self, baseline: Baseline) -> str:
+        """What a reader calls a baseline."""
+        return self._baseline(baseline)[0]
+
+    def baseline_how(self, baseline: Baseline) -> str:
+        """What was done for a baseline."""
+        return self._baseline(baseline)[1]
+
+    def _baseline(self, baseline: Baseline) -> tuple[str, str]:
+        own = (baseline.title, baseline.how)
+        return BASELINES_ZH.get(baseline.name, own) if self.language == "zh" else own
+
+    def phase(self, name: str) -> str:
+        """What a reader calls a phase."""
+        return PHASES_ZH.get(name, name) if self.language == "zh" else name
+
+    def amount(self, value: float, unit: str) -> str:
+        """A figure by its unit: a share in percent, nats and scores with three decimals, ratios with two."""
+        text = _digits(value, unit)
+        return f"{text} %" if unit == "share" else text
+
+    def change(self, value: float, unit: str) -> str:
+        """A difference, always with its sign; shares differ by percentage points."""
+        text = _digits(value, unit, signed=True)
+        return f"{text} {self.say('points')}" if unit == "share" else text
+
+    def interval(self, low: float, high: float, unit: str, *, signed: bool = False) -> str:
+        """Both ends of an interval."""
+        ends = f"{_digits(low, unit, signed=signed)} {self.say('to')} {_digits(high, unit, signed=signed)}"
+        return f"{ends} %" if unit == "share" and not signed else ends
+
+    def seconds(self, seconds: float) -> str:
+        """A time span in its two largest units: 0.42 s, 5.2 s, 3 min 12 s, 2 h 5 min."""
+        hour, minute, second = ("小时", "分", "秒") if self.language == "zh" else ("h", "min", "s")
+        if seconds < 59.95:
+            return f"{seconds:.{2 if 0 < seconds < 1 else 1}f} {second}"
+        whole = round(seconds)
+        if whole < 3600:
+            return f"{whole // 60} {minute} {whole % 60} {second}"
+        return f"{whole // 3600:,} {hour} {whole % 3600 // 60} {minute}"
+
+    def size(self, count: float) -> str:
+        """Bytes in decimal units, as disks and the Hub count them: 3.9 GB."""
+        for unit in ("B", "kB", "MB", "GB"):
+            if abs(count) < 999.95:
+                return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+            count /= 1000
+        return f"{count:,.1f} TB"
+
+    def count(self, count: int) -> str:
+        """A whole number with thousands separators."""
+        return f"{count:,}"
+
+    def coverage(self, confidence: float) -> str:
+        """How sure an interval is: 95 %."""
+        return f"{confidence * 100:.4g} %"
+
+    def rows(self, n: int) -> str:
+        """How many rows stand behind a figure."""
+        return self.say("row") if n == 1 else self.say("rows", n=self.count(n))
+
+
+def _digits(value: float, unit: str, *, signed: bool = False) -> str:
+    if not math.isfinite(value):
+        return {"inf": "∞", "-inf": "−∞"}.get(str(value), "?")
+    scaled, places = (value * 100, 1) if unit == "share" else (value, 2 if unit == "ratio" else 3)
+    sign = "+" if signed else ""
+    size = abs(scaled)
+    if unit == "share" and not signed and 0 < scaled < 0.05:
+        return "<0.1"
+    if unit != "share" and (0 < size < 10.0**-places / 2 or size >= 1e6):
+        return _powers(f"{scaled:{sign}.{0 if size < 1 else 2}e}")
+    # Adding zero turns a rounded -0.0 into 0.0.
+    return f"{round(scaled, places) + 0.0:{sign},.{0 if size >= 1e4 else places}f}".replace("-", "−")
+
+
+def _powers(text: str) -> str:
+    mantissa, exponent = text.split("e")
+    return f"{mantissa}e{int(exponent)}".replace("-", "−")

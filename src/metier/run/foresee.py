@@ -1,0 +1,115 @@
+"""`metier plan`: what a checked job would take, by formula, and by a few real steps when asked."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from metier import adapt, models, planning, training
+from metier.core import log
+from metier.core.meter import Meter
+from metier.recipe import LoRAMethod
+from metier.run.job import choose_device, learning_rate
+from metier.training import batches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from metier.planning import Plan
+    from metier.planning.probing import Sample
+    from metier.run.job import Job
+
+
+def plan_job(job: Job, *, probe: bool) -> Plan:
+    """The plan of a job.
+
+    Args:
+        job: Checked, its rows encoded.
+        probe: Load the model and take a few steps with the recipe's method, whose figures are then measured.
+
+    Raises:
+        MetierError: If the model cannot be loaded for the probe, or the method does not fit it.
+    """
+    recipe = job.recipe
+    device = choose_device(recipe)
+    plan = _by_formula(job, flops_per_second=planning.measure_flops_per_second(str(device)))
+    if not probe:
+        return plan
+    log.note(f"probing {recipe.method.kind} with a few real steps")
+    small, large = min(plan.micro_batch_tokens // 2, 512), plan.micro_batch_tokens
+    measured = planning.probe(_stepper(job, device), small=small, large=max(large, small + 1))
+    return planning.confirm(plan, recipe.method.kind, measured)
+
+
+def warn_if_too_large(job: Job) -> None:
+    """Tell the user before the work starts when, by formula, memory will not do."""
+    plan = _by_formula(job, flops_per_second=None)
+    method = plan.method(job.recipe.method.kind)
+    if method is not None and method.fits is False and plan.machine.memory_bytes is not None:
+        log.warn(
+            f"this run may need {method.peak_bytes / 1e9:.1f} GB; {plan.machine.memory_bytes / 1e9:.1f} GB are free: "
+            "lower train.micro_batch_tokens, or see `metier plan`"
+        )
+
+
+def _by_formula(job: Job, *, flops_per_second: float | None) -> Plan:
+    sizes = [job.task.size(example) for example in job.train]
+    return planning.plan(
+        job.shape,
+        job.recipe,
+        row_tokens=sizes,
+        head=job.head,
+        supervised_share=_learnt_share(job, sizes),
+        peak_tokens=_largest_cut(job, sizes),
+        flops_per_second=flops_per_second,
+    )
+
+
+def _learnt_share(job: Job, sizes: list[int]) -> float:
+    learnt = sum(int(example.learnt.sum()) for example in job.train if hasattr(example, "learnt"))
+    return learnt / sum(sizes) if learnt else 1.0
+
+
+def _largest_cut(job: Job, sizes: list[int]) -> int:
+    """Tokens of the largest micro-batch of the first epoch, padding included."""
+    section = job.recipe.train
+    steps = batches.steps(sizes, section, last=section.steps_per_epoch(len(sizes)))
+    return max(len(cut) * max(sizes[i] for i in cut) for step in steps for cut in step.micro_batches)
+
+
+def _stepper(job: Job, device: Any) -> Callable[[int], Sample]:
+    """Loads the model and gives a function that takes one real step of about so many tokens."""
+    recipe = job.recipe
+    precision = training.choose(recipe.train.precision, device)
+    model = models.load(recipe.model, head=job.head, labels=job.labels or None, seed=recipe.train.seed)
+    adapted = adapt.adapt(model.module, recipe.method, head=job.head, new=model.new)
+    precision.place(adapted.module)
+    optimizer = training.build_optimizer(
+        recipe.train.optimizer,
+        adapted.module,
+        learning_rate=learning_rate(job)[0],
+        adapters=isinstance(recipe.method, LoRAMethod),
+    )
+    longest_first = sorted(job.train, key=job.task.size, reverse=True)
+
+    def step(tokens: int) -> Sample:
+        longest = job.task.size(longest_first[0])
+        rows = max(1, tokens // longest)
+        batch = job.task.collate(longest_first[:rows])
+        meter = Meter()
+        adapted.module.train()
+        began = time.perf_counter()
+        with meter.phase("probe"):
+            training.train_step(
+                adapted.module,
+                job.task,
+                [batch],
+                optimizer,
+                precision=precision,
+                max_grad_norm=recipe.train.max_grad_norm,
+            )
+        seconds = time.perf_counter() - began
+        read = min(rows, len(longest_first)) * longest
+        return planning.Sample(tokens=read, peak_bytes=meter.phases[0].peak_memory_bytes, seconds=seconds)
+
+    return step

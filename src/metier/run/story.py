@@ -1,0 +1,317 @@
+"""The story: recipe -> plan -> data -> model -> adapt -> train -> evaluate -> report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metier import adapt, evaluation, models, report, tasks, training
+from metier.core import log
+from metier.core.evidence import Cost, Evidence, Setting
+from metier.core.files import cache_root, sha256, size_bytes, write_json
+from metier.core.meter import Meter
+from metier.core.rng import derive, seed_everything
+from metier.core.version import __version__
+from metier.recipe import ChatTask, LoRAMethod, Recipe, dump
+from metier.run import environment
+from metier.run.folder import RunFolder, claim, enter, write_facts
+from metier.run.foresee import warn_if_too_large
+from metier.run.job import Job, choose_device, learning_rate, prepare, say
+
+if TYPE_CHECKING:
+    from metier.adapt import Adapted
+    from metier.evaluation import Measured
+    from metier.models import Model
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the middle of the story works with."""
+
+    job: Job
+    folder: RunFolder
+    model: Model
+    precision: training.Precision
+    learning_rate: float
+    reason: str
+
+
+def run(recipe: Recipe, *, given: str | None = None, command: str = "metier train job.yaml") -> RunFolder:
+    """Fine-tune, measure before and after, write the report; goes on where an earlier call was interrupted.
+
+    Args:
+        recipe: The job.
+        given: The recipe's text as the user wrote it, kept beside the resolved one.
+        command: What to type to get the same, for the report.
+
+    Raises:
+        MetierError: See the error tree; nothing expensive has begun when the recipe or the rows are at fault.
+    """
+    folder = RunFolder(Path(recipe.export.folder))
+    meter = Meter()
+    with meter.phase("read"):
+        job = prepare(recipe)
+    with claim(folder):
+        enter(folder, recipe, given)
+        if folder.is_finished():
+            log.note(f"this run is finished: {folder.path / 'report.html'}")
+            return folder
+        say(job)
+        warn_if_too_large(job)
+        with meter.phase("load"):
+            setup = _set_up(job, folder)
+        with meter.phase("measure before"):
+            before = measure_base(job, setup.model)
+        adapted = _adapt(setup)
+        with meter.phase("train"):
+            outcome = _train(setup, adapted)
+        with meter.phase("measure after"):
+            after = _measure(job, setup.model, adapted.module, base=before)
+        with meter.phase("save"):
+            _save(setup, adapted)
+        evidence = _evidence(setup, adapted, outcome, before, after, meter, command)
+        _report(setup, evidence)
+        _finish(setup, adapted)
+    return folder
+
+
+def measure_base(job: Job, model: Model) -> Measured:
+    """The base's figures; taken from the cache where the same base was measured on the same rows by the same code."""
+    section, weight = job.recipe.evaluate, next(model.module.parameters())
+    key = {
+        "base": model.lineage.fingerprint,
+        "rows": job.splits.fingerprint,
+        "data": job.recipe.data.model_dump(mode="json"),
+        "task": job.recipe.task.model_dump(mode="json"),
+        "evaluate": section.model_dump(mode="json"),
+        "seed": job.recipe.train.seed if model.new else None,
+        "pack": [dict(item.keys) for item in job.pack],
+        "source": environment.source_digest(),
+        "arithmetic": f"{weight.dtype} on {weight.device.type}, attention {job.recipe.model.attention}",
+        "chat_template": model.tokenizer.chat_template,
+        "files": {path: sha256(Path(path)) for path in (section.json_schema, _template_file(job.recipe)) if path},
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    kept = cache_root() / "measured" / digest
+    found = evaluation.Measured.load(kept)
+    if found is not None:
+        log.note("the base was measured before; its figures are taken from the cache", cache=str(kept))
+        return found
+    log.note(f"measuring the base on {len(job.test)} test rows")
+    measured = _measure(job, model, model.module, base=None)
+    measured.save(kept)
+    return measured
+
+
+def _template_file(recipe: Recipe) -> str | None:
+    return recipe.task.template if isinstance(recipe.task, ChatTask) else None
+
+
+def _set_up(job: Job, folder: RunFolder) -> Setup:
+    recipe = job.recipe
+    device = choose_device(recipe)
+    precision = training.choose(recipe.train.precision, device)
+    if precision.name == "bf16" and not isinstance(recipe.method, LoRAMethod):
+        log.warn(training.PURE_BF16_WARNING)
+    model = models.load(recipe.model, head=job.head, labels=job.labels or None, seed=recipe.train.seed)
+    precision.place(model.module)
+    rate, reason = learning_rate(job)
+    if rate == 0:
+        log.warn("train.learning_rate is 0: nothing will be learnt")
+    return Setup(job, folder, model, precision, rate, reason)
+
+
+def _adapt(setup: Setup) -> Adapted:
+    recipe = setup.job.recipe
+    seed_everything(derive(recipe.train.seed, "adapt"))
+    adapted = adapt.adapt(
+        setup.model.module,
+        recipe.method,
+        head=setup.job.head,
+        base_name=setup.model.lineage.reference,
+        new=setup.model.new,
+    )
+    setup.precision.place(adapted.module)
+    share = adapted.moved / adapted.total
+    log.note(
+        f"{adapted.method}: {adapted.moved:,} of {adapted.total:,} parameters move ({share:.2%})",
+        moved=adapted.moved,
+        total=adapted.total,
+    )
+    for pattern, tensors, count in adapted.patterns()[:12]:
+        log.note(f"  {pattern}  x{tensors}  {count:,}")
+    for text in adapted.notes:
+        log.note(text)
+    return adapted
+
+
+def _train(setup: Setup, adapted: Adapted) -> training.Outcome:
+    job, export = setup.job, setup.job.recipe.export
+    log.note(f"learning rate {setup.learning_rate:g}: {setup.reason}")
+
+    def validate() -> float:
+        loss = tasks.score(job.task, adapted.module, job.validation)
+        return float(loss.total_B.sum() / loss.weight_B.sum())
+
+    outcome = training.run(
+        adapted.module,
+        job.task,
+        job.train,
+        job.recipe.train,
+        learning_rate=setup.learning_rate,
+        adapters=isinstance(job.recipe.method, LoRAMethod),
+        precision=setup.precision,
+        validate=validate,
+        places=training.Places(
+            metrics=setup.folder.metrics,
+            checkpoints=setup.folder.checkpoints,
+            keep=export.checkpoints,
+            minutes=export.checkpoint_minutes,
+        ),
+    )
+    log.note(
+        f"validation loss {outcome.first_loss:.4f} -> {outcome.best_loss:.4f} at step {outcome.best_step} of "
+        f"{outcome.steps}{' (stopped early)' if outcome.stopped_early else ''}"
+    )
+    return outcome
+
+
+def _measure(job: Job, model: Model, module: Any, *, base: Measured | None) -> Measured:
+    return evaluation.measure(
+        job.task,
+        module,
+        model.tokenizer,
+        job.test,
+        job.recipe.evaluate,
+        job.pack,
+        base=base,
+        new_head=base is None and bool(model.new),
+        train=job.splits.train,
+    )
+
+
+def _save(setup: Setup, adapted: Adapted) -> None:
+    folder = setup.folder
+    if isinstance(setup.job.recipe.method, LoRAMethod):
+        adapt.save_adapter(adapted.module, folder.adapter)
+        models.save_tokenizer(setup.model, folder.path)
+        if setup.job.recipe.export.merge:
+            merged = adapt.merged(adapted.module)
+            models.save(setup.model.with_module(merged), folder.path / "merged")
+    else:
+        models.save(setup.model.with_module(adapted.module), folder.path)
+
+
+def _evidence(
+    setup: Setup,
+    adapted: Adapted,
+    outcome: training.Outcome,
+    before: Measured,
+    after: Measured,
+    meter: Meter,
+    command: str,
+) -> Evidence:
+    job, recipe = setup.job, setup.job.recipe
+    confidence = recipe.evaluate.confidence
+    measures = evaluation.compare(before, after, confidence)
+    primary = evaluation.primary_metric(job.task, after)
+    cost = Cost(
+        phases=tuple(meter.phases),
+        tokens_per_second=outcome.tokens_per_second,
+        steps=outcome.steps,
+        best_step=outcome.best_step,
+        parameters_moved=adapted.moved,
+        parameters_total=adapted.total,
+        bytes_on_disk=_result_bytes(setup.folder),
+    )
+    return Evidence(
+        metier=__version__,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        setting=_setting(setup, adapted),
+        verdict=evaluation.verdict(
+            measures, before.baselines, cost, primary, confidence=confidence, language=recipe.export.language
+        ),
+        primary=primary,
+        measures=measures,
+        baselines=before.baselines,
+        cost=cost,
+        answers=evaluation.side_by_side(job.task, job.test, before, after, primary),
+        notes=(*job.notes, *adapted.notes, *before.notes, *after.notes, *_doubts(outcome)),
+    )
+
+
+def _setting(setup: Setup, adapted: Adapted) -> Setting:
+    job, recipe = setup.job, setup.job.recipe
+    return Setting(
+        model=recipe.model.base,
+        model_fingerprint=setup.model.lineage.fingerprint,
+        task=recipe.task.kind,
+        method=adapted.method,
+        learning_rate=setup.learning_rate,
+        learning_rate_reason=setup.reason,
+        data_format=job.splits.format,
+        rows_train=len(job.splits.train),
+        rows_validation=len(job.splits.validation),
+        rows_test=len(job.splits.test),
+        rows_measured=len(job.test),
+        data_fingerprint=job.splits.fingerprint,
+        seed=recipe.train.seed,
+        confidence=recipe.evaluate.confidence,
+    )
+
+
+def _doubts(outcome: training.Outcome) -> list[str]:
+    doubts = []
+    if outcome.best_loss >= outcome.first_loss:
+        doubts.append("the validation loss never fell below the base's: tuning taught nothing that validation shows")
+    if outcome.steps < 100:
+        doubts.append(
+            f"only {outcome.steps} optimizer steps were taken; with fewer than 100, results move with the seed"
+        )
+    return doubts
+
+
+def _result_bytes(folder: RunFolder) -> int:
+    if folder.adapter.exists():
+        return size_bytes(folder.adapter)
+    return sum(path.stat().st_size for path in folder.path.glob("*.safetensors"))
+
+
+def _report(setup: Setup, evidence: Evidence) -> None:
+    recipe = setup.job.recipe
+    surroundings = environment.describe()
+    write_json(setup.folder.path / "env.json", surroundings)
+    path = report.write(
+        setup.folder.path,
+        evidence,
+        curves=training.read_metrics(setup.folder.metrics),
+        environment=surroundings,
+        recipe_yaml=dump(recipe),
+        language=recipe.export.language,
+        license=recipe.export.license,
+    )
+    log.note(f"report: {path}")
+
+
+def _finish(setup: Setup, adapted: Adapted) -> None:
+    import shutil
+
+    lineage = setup.model.lineage
+    facts: Mapping[str, Any] = {
+        "metier": __version__,
+        "base": lineage.source,
+        "base_fingerprint": lineage.fingerprint,
+        "head": setup.job.head,
+        "labels": list(setup.job.labels),
+        "method": setup.job.recipe.method.kind,
+        "parameters_moved": adapted.moved,
+    }
+    write_facts(setup.folder, facts)
+    # The result is whole and saved: checkpoints have served.
+    shutil.rmtree(setup.folder.checkpoints, ignore_errors=True)

@@ -1,0 +1,144 @@
+"""What is learnt: a task says what one example is, what the loss is, and what "better" means.
+
+The training loop, the evaluator and the report know tasks only through the protocol, so a chat model and a
+classifier share every other line of the system.
+
+Adding a task: write `tasks/<name>.py` with a class of this shape, give it a section in `recipe/task.py`, and add its
+row to `build` below. The contract tests then hold it to the promises of the protocol.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, assert_never
+
+from metier.core import RecipeError
+from metier.recipe import ChatTask, ClassifyTask, CompleteTask
+from metier.tasks.chat import Chat
+from metier.tasks.classify import ClassifyByHead, ClassifyByWords
+from metier.tasks.complete import Complete, middle_ids
+from metier.tasks.protocol import Answering, Shown, Task
+from metier.tasks.scoring import score, to_device
+from metier.tasks.seq2seq import SequenceToSequence
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+    from metier.models.model import Head
+    from metier.recipe import TaskSection
+
+__all__ = ["Answering", "Shown", "Task", "accepts", "build", "head_for", "score", "to_device"]
+
+FORMATS: dict[str, frozenset[str]] = {
+    "chat": frozenset({"messages", "sharegpt", "alpaca", "prompt"}),
+    "complete": frozenset({"text", "prompt"}),
+    "classify": frozenset({"label"}),
+}
+
+
+def accepts(section: TaskSection) -> frozenset[str]:
+    """Formats of rows that the task can learn from; known before any model is."""
+    return FORMATS[section.kind]
+
+
+def head_for(section: TaskSection, native: Head) -> Head:
+    """The head that the task needs on a network whose own head is `native`.
+
+    Raises:
+        RecipeError: If the network cannot do the task.
+    """
+    if isinstance(section, ClassifyTask):
+        wants_head = section.way == "head" or (section.way == "auto" and native != "causal")
+        if section.way == "words" and native != "causal":
+            raise RecipeError(
+                "label words need a causal language model", where="task.way", hint="set task.way=head for this model"
+            )
+        return "classifier" if wants_head else "causal"
+    if native == "classifier":
+        raise RecipeError(
+            "the model is an encoder, which cannot write text",
+            where="task",
+            hint="use task=classify, or a causal model",
+        )
+    if isinstance(section, CompleteTask) and native != "causal":
+        raise RecipeError(
+            "continuing text needs a causal language model",
+            where="task",
+            hint="use task=chat for prompt and reply rows",
+        )
+    return native
+
+
+def build(
+    section: TaskSection,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    head: Head,
+    labels: Sequence[str],
+    context: int,
+    seed: int,
+) -> Task[Any]:
+    """The task that the recipe names, for this kind of model.
+
+    Args:
+        section: The recipe's task.
+        tokenizer: The model's.
+        head: What the network puts out.
+        labels: Classes of the training rows, used where the recipe names none.
+        context: Longest input that the network allows, in tokens.
+        seed: For the chances that the task takes.
+
+    Raises:
+        RecipeError: If task and model do not fit.
+    """
+    match section:
+        case ChatTask() if head == "seq2seq":
+            most = min(section.max_tokens or 1024, context)
+            return SequenceToSequence(tokenizer, section.system, most, section.too_long)
+        case ChatTask():
+            most = _most(section.max_tokens, 4096, context)
+            return Chat(
+                _with_template(tokenizer, section.template), section.system, section.supervise, most, section.too_long
+            )
+        case CompleteTask():
+            middle = middle_ids(tokenizer, section.middle_tokens) if section.middle_share else None
+            most = _most(section.max_tokens, 1024, context)
+            return Complete(tokenizer, most, section.too_long, section.middle_share, middle, seed)
+        case ClassifyTask() if head == "classifier":
+            return ClassifyByHead(tokenizer, section.labels or tuple(labels), _most(section.max_tokens, 512, context))
+        case ClassifyTask():
+            if "{text}" not in section.template:
+                raise RecipeError(
+                    "the template has no {text}", where="task.template", hint="for example '{text}\\nLabel:'"
+                )
+            most = _most(section.max_tokens, 512, context)
+            return ClassifyByWords(tokenizer, section.labels or tuple(labels), section.template, most)
+        case _:
+            assert_never(section)
+
+
+def _most(asked: int | None, default: int, context: int) -> int:
+    if asked is not None and asked > context:
+        raise RecipeError(
+            f"{asked} tokens are more than the model's context of {context}",
+            where="task.max_tokens",
+            hint=f"choose at most {context}",
+        )
+    return asked or min(default, context)
+
+
+def _with_template(tokenizer: PreTrainedTokenizerBase, file: str | None) -> PreTrainedTokenizerBase:
+    if file is not None:
+        path = Path(file)
+        if not path.is_file():
+            raise RecipeError("no such file", where=f"task.template: {file}", hint="name a Jinja file")
+        tokenizer.chat_template = path.read_text("utf-8")
+    if not tokenizer.chat_template:
+        raise RecipeError(
+            "the model brings no chat template",
+            where="task",
+            hint="give one with task.template=FILE, or use task=complete with prompt/completion rows",
+        )
+    return tokenizer

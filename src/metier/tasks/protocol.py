@@ -1,0 +1,113 @@
+"""What every task promises.
+
+Shapes: B examples of a batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from metier.core import Batch, Loss
+    from metier.data.records import Record
+
+Example = TypeVar("Example")
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One example as the model meets it.
+
+    Attributes:
+        where: File and line of the row.
+        parts: The text in order, each piece with whether it is learnt.
+    """
+
+    where: str
+    parts: tuple[tuple[str, bool], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """How answers are made.
+
+    Attributes:
+        max_new_tokens: Longest answer.
+        batch_tokens: Most tokens, padding included, that are answered at once.
+    """
+
+    max_new_tokens: int = 128
+    batch_tokens: int = 8192
+
+
+class Task(Protocol[Example]):
+    """One thing a model can be taught.
+
+    Attributes:
+        kind: The recipe's word for it.
+        unit: What `Loss.weight_B` counts, singular, as it is printed: "token", "row", "protein value".
+        accepts: Formats of rows that it can learn from.
+        metrics: Names in the metric table that fit its answers; the first one decides.
+        retains: What can be lost: a language model's general text, an encoder's sense of likeness, or nothing
+            that we can measure.
+    """
+
+    @property
+    def kind(self) -> str: ...  # noqa: D102 - told above
+
+    @property
+    def unit(self) -> str: ...  # noqa: D102
+
+    @property
+    def accepts(self) -> frozenset[str]: ...  # noqa: D102
+
+    @property
+    def metrics(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def retains(self) -> Literal["language", "encoder", "none"]: ...  # noqa: D102
+
+    def encode(self, records: Sequence[Record], *, training: bool) -> list[Example]:
+        """Turn rows into examples; one row may give several.
+
+        Raises:
+            DataError: With every row that cannot be learnt from: nothing supervised, an answer that would be cut.
+        """
+        ...
+
+    def size(self, example: Example) -> int:
+        """What the example costs, in tokens."""
+        ...
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Stack examples into one batch; padding never changes the loss."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        """Score the batch, one sum for each example; other examples and padding never change it."""
+        ...
+
+    def show(self, example: Example) -> Shown:
+        """The example as text, with what is learnt marked."""
+        ...
+
+    def question(self, record: Record) -> str:
+        """What is asked, for people."""
+        ...
+
+    def reference(self, record: Record) -> str:
+        """The right answer, as the data has it."""
+        ...
+
+    def answer(self, model: nn.Module, records: Sequence[Record], how: Answering) -> list[str]:
+        """Let the model answer each row's question, without looking at the reference."""
+        ...
+
+    def with_answer(self, record: Record, answer: str) -> Record:
+        """The row with another answer in place of the reference."""
+        ...

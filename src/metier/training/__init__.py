@@ -1,0 +1,22 @@
+"""How weights move: one loop for every task and every model."""
+
+from metier.training import checkpoint
+from metier.training.course import Outcome, Places, read_metrics, run
+from metier.training.loop import fit, train_step
+from metier.training.optim import build_optimizer, build_schedule
+from metier.training.precision import PURE_BF16_WARNING, Precision, choose
+
+__all__ = [
+    "PURE_BF16_WARNING",
+    "Outcome",
+    "Places",
+    "Precision",
+    "build_optimizer",
+    "build_schedule",
+    "checkpoint",
+    "choose",
+    "fit",
+    "read_metrics",
+    "run",
+    "train_step",
+]

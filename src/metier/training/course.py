@@ -1,0 +1,323 @@
+"""A whole training run: the loop, and what happens between its steps."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metier.core import DivergedError, InterruptedRunError, StepRecord, StorageError
+from metier.core.files import storage_error
+from metier.core.log import event, note
+from metier.core.log import progress as bar
+from metier.core.meter import peak_memory_bytes
+from metier.core.rng import derive, seed_everything
+from metier.training import batches, checkpoint
+from metier.training.checkpoint import Progress
+from metier.training.loop import fit
+from metier.training.optim import build_optimizer, build_schedule
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from metier.recipe import TrainSection
+    from metier.tasks import Task
+    from metier.training.precision import Precision
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the course writes.
+
+    Attributes:
+        metrics: The run's log, one JSON object a line.
+        checkpoints: Folder for checkpoints and the best weights.
+        keep: Newest checkpoints to keep.
+        minutes: Training time between two checkpoints.
+    """
+
+    metrics: Path
+    checkpoints: Path
+    keep: int
+    minutes: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a course ended.
+
+    Attributes:
+        steps: Steps taken.
+        best_step: Step whose weights the module now has.
+        best_loss: Its validation loss.
+        first_loss: Validation loss before the first step.
+        tokens_per_second: Trained tokens per second of training steps.
+        stopped_early: Whether patience ran out.
+    """
+
+    steps: int
+    best_step: int
+    best_loss: float
+    first_loss: float
+    tokens_per_second: float
+    stopped_early: bool
+
+
+def run(
+    module: nn.Module,
+    task: Task[Any],
+    examples: Sequence[Any],
+    section: TrainSection,
+    *,
+    learning_rate: float,
+    adapters: bool,
+    precision: Precision,
+    validate: Callable[[], float],
+    places: Places,
+) -> Outcome:
+    """Train, validate, keep the best, save; begins where an earlier call was interrupted.
+
+    Args:
+        module: The network; what requires a gradient moves. It leaves with the best weights found.
+        task: What is learnt.
+        examples: Encoded training rows.
+        section: The recipe's settings.
+        learning_rate: Peak rate, resolved.
+        adapters: Whether only adapters move.
+        precision: Number format and device; the module is there already.
+        validate: Takes the validation loss of the module as it is.
+        places: Where to write.
+
+    Raises:
+        DivergedError: If loss or gradient stop being numbers; the last checkpoint stays.
+        InterruptedRunError: After SIGINT or SIGTERM, once everything is saved.
+        StorageError: If the disk is full.
+    """
+    total = section.total_steps(len(examples))
+    seed_everything(derive(section.seed, "train"))
+    optimizer = build_optimizer(section.optimizer, module, learning_rate=learning_rate, adapters=adapters)
+    per_epoch = section.steps_per_epoch(len(examples))
+    schedule = build_schedule(section.schedule, optimizer, total_steps=total, steps_per_epoch=per_epoch)
+    course = _Course(module, optimizer, schedule, validate, places, total)
+    state = course.begin()
+    steps = batches.steps([task.size(example) for example in examples], section, first=state.step + 1, last=total)
+    every = max(1, round(total / section.evaluations))
+    with _signals() as interrupted, bar("training", total, state.step) as show:
+        for record in fit(
+            module, task, examples, steps, optimizer, schedule, precision=precision, max_grad_norm=section.max_grad_norm
+        ):
+            state = course.after_step(record, evaluates=record.step % every == 0 or record.step == total)
+            show(record.step, course.line(record))
+            if interrupted():
+                raise course.interrupted()
+            if section.patience is not None and state.stale >= section.patience:
+                break
+            course.save_if_due()
+    return course.end()
+
+
+class _Course:
+    """What stays the same over a course, and where it stands."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: Optimizer,
+        schedule: LRScheduler,
+        validate: Callable[[], float],
+        places: Places,
+        total: int,
+    ) -> None:
+        self._module, self._optimizer, self._schedule = module, optimizer, schedule
+        self._validate, self._places, self._total = validate, places, total
+        self._best = places.checkpoints / "best.safetensors"
+        self._saved_at = time.monotonic()
+        self._state = Progress()
+        self._validation = float("nan")
+        self._log = MetricsLog(places.metrics)
+
+    def begin(self) -> Progress:
+        """Restore the newest checkpoint, or take the first validation loss."""
+        found = checkpoint.load_newest(self._places.checkpoints, self._module, self._optimizer, self._schedule)
+        if found is None:
+            _check_space(self._module, self._places)
+            self._log.cut(None)
+            self._validation = self._validate()
+            self._log.validation(0, 0.0, self._validation, best=False)
+        else:
+            note(f"resumed after step {found.step} of {self._total}", step=found.step)
+            self._log.cut(found.step)
+            self._state = found
+        return self._state
+
+    def after_step(self, record: StepRecord, *, evaluates: bool) -> Progress:
+        """Log the step; validate when it is time, and keep the weights when they are the best so far."""
+        self._log.step(record)
+        state = replace(
+            self._state,
+            step=record.step,
+            seconds=self._state.seconds + record.seconds,
+            tokens=self._state.tokens + record.tokens,
+        )
+        if evaluates:
+            loss = self._validation = self._validate()
+            better = loss < state.best_loss
+            self._log.validation(record.step, record.epoch, loss, best=better)
+            if better:
+                checkpoint.save_weights(self._module, self._best)
+                state = replace(state, best_step=record.step, best_loss=loss, stale=0)
+            else:
+                state = replace(state, stale=state.stale + 1)
+        self._state = state
+        return state
+
+    def line(self, record: StepRecord) -> str:
+        """The figures beside the progress bar."""
+        return (
+            f"loss {record.loss:.3f}  validation {self._validation:.3f}  "
+            f"{record.tokens / record.seconds:,.0f} tokens/s  {peak_memory_bytes() / 1e9:.1f} GB"
+        )
+
+    def save(self) -> None:
+        """Commit a checkpoint."""
+        checkpoint.save(
+            self._places.checkpoints,
+            self._module,
+            self._optimizer,
+            self._schedule,
+            self._state,
+            keep=self._places.keep,
+        )
+        self._saved_at = time.monotonic()
+
+    def save_if_due(self) -> None:
+        """Commit a checkpoint when the last one is old enough."""
+        if time.monotonic() - self._saved_at > self._places.minutes * 60:
+            self.save()
+
+    def interrupted(self) -> InterruptedRunError:
+        """Save, and say so."""
+        self.save()
+        return InterruptedRunError(
+            f"stopped after step {self._state.step} of {self._total}; everything up to here is saved",
+            where=str(self._places.checkpoints),
+            hint="the same command goes on from here",
+        )
+
+    def end(self) -> Outcome:
+        """Put the best weights back and sum up."""
+        state = self._state
+        if state.best_step == 0:
+            raise DivergedError(
+                "no validation loss was a number", where="validation", hint="lower train.learning_rate to a third"
+            )
+        if state.best_step != state.step:
+            checkpoint.load_weights(self._module, self._best)
+        return Outcome(
+            steps=state.step,
+            best_step=state.best_step,
+            best_loss=state.best_loss,
+            first_loss=self._log.first_validation(),
+            tokens_per_second=state.tokens / state.seconds if state.seconds else 0.0,
+            stopped_early=state.step < self._total,
+        )
+
+
+class MetricsLog:
+    """`metrics.jsonl`: the run's memory of every step."""
+
+    def __init__(self, path: Path) -> None:
+        """Name the file; nothing is written yet."""
+        self._path = path
+
+    def cut(self, upto: int | None) -> None:
+        """Keep the lines up to a step, for a resumed run takes the later ones again; None begins anew."""
+        path = self._path
+        kept = [line for line in read_metrics(path) if upto is not None and line["step"] <= upto]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+        except OSError as error:
+            raise storage_error(path, error) from error
+
+    def step(self, record: StepRecord) -> None:
+        """Note a step."""
+        facts = asdict(record)
+        facts |= {"tokens_per_second": record.tokens / record.seconds, "memory_bytes": peak_memory_bytes()}
+        self._append({"kind": "step", **facts})
+
+    def validation(self, step: int, epoch: float, loss: float, *, best: bool) -> None:
+        """Note a validation loss."""
+        # JSON knows no NaN; null says that there was no number.
+        said = loss if math.isfinite(loss) else None
+        self._append({"kind": "validation", "step": step, "epoch": epoch, "loss": said, "best": best})
+
+    def first_validation(self) -> float:
+        """The validation loss before the first step."""
+        loss = next(line["loss"] for line in read_metrics(self._path) if line["kind"] == "validation")
+        return float("nan") if loss is None else float(loss)
+
+    def _append(self, line: dict[str, Any]) -> None:
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise storage_error(self._path, error) from error
+        event(**line)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; a last line cut by a crash is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text("utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[], bool]]:
+    """Whether SIGINT or SIGTERM arrived; a second one ends the process at once."""
+    seen: list[int] = []
+
+    def remember(number: int, _: Any) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+        note("finishing this step, then saving; once more to stop at once")
+
+    try:
+        before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever embeds us owns the signals
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_space(module: nn.Module, places: Places) -> None:
+    needed = 2 * checkpoint.estimated_bytes(module)
+    spare = checkpoint.spare_bytes(places.checkpoints, needed)
+    if spare < 0:
+        raise StorageError(
+            f"two checkpoints need {needed / 1e9:.1f} GB, {-spare / 1e9:.1f} GB more than is free",
+            where=str(places.checkpoints),
+            hint="free some space or name another folder with export.folder=...",
+        )

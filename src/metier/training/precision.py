@@ -1,0 +1,45 @@
+"""In which number format weights rest and arithmetic is done."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PURE_BF16_WARNING = (
+    "precision bf16 keeps the weights themselves in bf16: rounding to nearest then discards most of each update "
+    "(measured with AdamW on weights of spread 0.02: about 80 to 97 % at a rate of 1e-5, 0 to 69 % at 1e-4). "
+    "Use fp32 or mixed unless memory forbids it."
+)
+"""Source: simulation of round-to-nearest updates at weight sd 0.02; arXiv:2502.20566 describes the same loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """A resolved choice."""
+
+    name: Literal["fp32", "mixed", "bf16"]
+    device: torch.device
+
+    def place(self, module: nn.Module) -> None:
+        """Move the network to its device, in its resting format."""
+        module.to(self.device, dtype=torch.bfloat16 if self.name == "bf16" else None)
+
+    def arithmetic(self) -> AbstractContextManager[object]:
+        """The context of every forward pass."""
+        if self.name == "mixed":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+
+def choose(asked: Literal["auto", "fp32", "mixed", "bf16"], device: torch.device) -> Precision:
+    """Resolve "auto": mixed on a GPU that has bf16, else fp32; a CPU gains nothing from bf16 without its own units."""
+    if asked != "auto":
+        return Precision(asked, device)
+    gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return Precision("mixed" if gpu else "fp32", device)

@@ -1,0 +1,220 @@
+"""The core room: exit codes, writing that is whole or not at all, independent seeds, and what a phase cost."""
+
+import json
+import os
+import resource
+import threading
+import time
+
+import pytest
+
+from metier import core
+from metier.core import DataError, Fault, MetierError, StorageError, files, meter, rng
+from metier.core import errors as tree
+
+EXIT_CODES = {
+    "MetierError": 1,
+    "RecipeError": 2,
+    "GateError": 3,
+    "DataError": 65,
+    "ModelError": 65,
+    "DivergedError": 70,
+    "BusyError": 73,
+    "StorageError": 74,
+    "InterruptedRunError": 75,
+    "UnsafeError": 77,
+}
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 4 KiB, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+
+def test_exit_codes_are_the_ones_that_the_table_prints():
+    classes = [kind for kind in vars(tree).values() if isinstance(kind, type) and issubclass(kind, MetierError)]
+    assert {kind.__name__: kind.exit_code for kind in classes} == EXIT_CODES
+    for name, code in EXIT_CODES.items():
+        line = next(line for line in tree.__doc__.splitlines() if f"{name} " in line)
+        assert f" {code} " in line, line
+
+
+def test_every_leaf_hangs_directly_on_the_base():
+    for name in set(EXIT_CODES) - {"MetierError"}:
+        assert getattr(tree, name).__bases__ == (MetierError,)
+        assert name in core.__all__
+
+
+def test_a_message_says_where_what_and_what_to_do():
+    error = DataError("no reply", where="a.jsonl:3", hint="give it one")
+    assert str(error) == "a.jsonl:3: no reply - give it one"
+    assert error.faults == (Fault("a.jsonl:3", "no reply", "give it one"),)
+    assert str(Fault("a", "b", "")) == "a: b"
+
+
+def test_several_faults_travel_in_one_error_in_order():
+    faults = [Fault(f"a.jsonl:{line}", "no reply", "give it one") for line in (9, 2, 5)]
+    error = DataError.of(iter(faults))
+    assert type(error) is DataError
+    assert error.faults == tuple(faults)
+    assert str(error).splitlines() == [str(fault) for fault in faults]
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def test_text_is_written_as_it_is_and_nothing_is_left_beside_it(tmp_path):
+    path = tmp_path / "new" / "folder" / "card.md"
+    files.write_text(path, "用途\r\n🙂")
+    assert path.read_bytes() == "用途\r\n🙂".encode()
+    assert [file.name for file in path.parent.iterdir()] == ["card.md"]
+    assert path.stat().st_mode & 0o777 == 0o644
+    files.write_text(path, "second")
+    assert path.read_text("utf-8") == "second"
+
+
+def test_a_write_that_fails_leaves_the_old_content(tmp_path, small_files):
+    path = tmp_path / "card.md"
+    files.write_text(path, "old")
+    with pytest.raises(StorageError, match=r"card\.md: cannot write") as caught:
+        files.write_text(path, "x" * 100_000)
+    assert caught.value.exit_code == 74
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["card.md"]
+
+
+def test_text_that_is_no_text_leaves_the_old_content(tmp_path):
+    path = tmp_path / "card.md"
+    files.write_text(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        files.write_text(path, "\ud800")
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["card.md"]
+
+
+def test_a_folder_in_the_way_is_refused(tmp_path):
+    (tmp_path / "card.md" / "inside").mkdir(parents=True)
+    with pytest.raises(StorageError):
+        files.write_text(tmp_path / "card.md", "text")
+    assert (tmp_path / "card.md" / "inside").is_dir()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path):
+    path = tmp_path / "state.json"
+    whole = [json.dumps({"text": letter * 50_000}, indent=2) + "\n" for letter in "ab"]
+    files.write_text(path, whole[0])
+    stop = threading.Event()
+
+    def write():
+        while not stop.is_set():
+            for letter in "ba":
+                files.write_json(path, {"text": letter * 50_000})
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen = {path.read_text() for _ in range(300)}
+    stop.set()
+    writer.join()
+    assert seen <= set(whole)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_json_without_a_meaning_is_refused_before_anything_is_written(tmp_path, number):
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(tmp_path / "a.json", {"loss": number})
+    assert not list(tmp_path.iterdir())
+
+
+def test_digests_and_sizes(tmp_path):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "a").write_bytes(b"abc")
+    (tmp_path / "b").write_bytes(b"x" * ((1 << 20) + 1))
+    # FIPS 180-2, appendix B.1.
+    assert files.sha256(tmp_path / "below" / "a").startswith("ba7816bf8f01cfea414140de5dae2223")
+    assert files.size_bytes(tmp_path / "b") == (1 << 20) + 1
+    assert files.size_bytes(tmp_path) == (1 << 20) + 4
+
+
+def test_the_cache_goes_where_it_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("METIER_CACHE", str(tmp_path))
+    assert files.cache_root() == tmp_path
+    monkeypatch.delenv("METIER_CACHE")
+    assert files.cache_root().name == "metier"
+
+
+# ------------------------------------------------------------------------------------------------ chance
+
+
+def test_derived_seeds_never_change():
+    # A resumed run and a published figure both hang on these values.
+    assert rng.derive(0, "train") == 2225127660497744019
+    assert rng.derive(7, "order", 2) == 3759329177332215235
+
+
+def test_derived_seeds_are_apart_and_fit_63_bits():
+    seeds = {rng.derive(seed, word, n) for seed in range(20) for word in ("order", "cut") for n in range(20)}
+    assert len(seeds) == 800
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_one_seed_rules_every_source_of_chance():
+    import random
+
+    import numpy as np
+    import torch
+
+    def draw():
+        rng.seed_everything(rng.derive(3, "train"))
+        return random.random(), np.random.rand(), float(torch.rand(()))  # noqa: NPY002
+
+    assert draw() == draw()
+    first = draw()
+    rng.seed_everything(4)
+    assert (random.random(), np.random.rand(), float(torch.rand(()))) != first  # noqa: NPY002
+
+
+# ------------------------------------------------------------------------------------------------ cost
+
+
+def test_a_phase_measures_wall_time_cpu_time_and_memory():
+    found = meter.Meter()
+    with found.phase("sleep"):
+        time.sleep(0.05)
+    with found.phase("work"):
+        block = bytearray(os.urandom(1 << 20)) * 64
+        until = time.process_time() + 0.05
+        while time.process_time() < until:
+            pass
+    sleep, work = found.phases
+    assert (sleep.name, work.name) == ("sleep", "work")
+    assert sleep.wall_seconds >= 0.05
+    assert sleep.cpu_seconds < 0.04
+    assert work.cpu_seconds >= 0.05
+    assert work.peak_memory_bytes >= len(block)
+
+
+def test_a_phase_that_fails_is_measured_too():
+    found = meter.Meter()
+    with pytest.raises(KeyError), found.phase("broken"):
+        raise KeyError
+    assert [phase.name for phase in found.phases] == ["broken"]
+
+
+@pytest.mark.skipif(not meter._CLEAR_REFS.exists(), reason="only Linux forgets a peak")
+def test_a_peak_belongs_to_its_own_phase():
+    found = meter.Meter()
+    with found.phase("large"):
+        block = bytearray(os.urandom(1 << 20)) * 200
+        del block
+    with found.phase("small"):
+        pass
+    large, small = (phase.peak_memory_bytes for phase in found.phases)
+    assert large - small > 100 << 20

@@ -1,0 +1,380 @@
+"""The story end to end on tiny models: what a run folder holds, and what happens when it is entered again."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+import metier
+from metier import evaluation, models, run
+from metier.core import BusyError, RecipeError, StorageError
+from metier.evaluation import METRICS
+from metier.recipe import parse
+from metier.run.folder import RunFolder, claim, find_runs
+
+TEAMS = ("billing", "delivery", "returns")
+ALWAYS = {"job.yaml", "job.resolved.yaml", "metrics.jsonl", "env.json", "evidence.json", "README.md", "report.html"}
+ALWAYS |= {"metier.json", "tokenizer.json", "tokenizer_config.json"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        path = tmp_path_factory.mktemp("cache")
+        patch.setenv("METIER_CACHE", str(path))
+        yield path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Models and data of every kind."""
+    root = tmp_path_factory.mktemp("run")
+    for name in ("llama", "bert", "t5"):
+        tiny.make(name, root / name)
+    rows = [(f"Message {i}: the order {i * 37} came {i % 9} days late", TEAMS[i % 3]) for i in range(48)]
+    chat = [
+        {
+            "messages": [
+                {"role": "user", "content": q},
+                {"role": "assistant", "content": json.dumps({"team": a, "n": i})},
+            ]
+        }
+        for i, (q, a) in enumerate(rows)
+    ]
+    write(root / "chat.jsonl", chat)
+    write(root / "class.jsonl", [{"text": q, "label": a} for q, a in rows])
+    write(root / "text.jsonl", [{"text": f"{q}. It went to {a}. " * 3} for q, a in rows])
+    return root
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+
+
+def job(place: Path, name: str, **sections) -> dict:
+    model, data, task, method = CASES[name]
+    tree = {
+        "model": {"base": str(place / model), "device": "cpu"},
+        "data": {"train": str(place / data), "overlap": "allow"},
+        "task": task,
+        "method": method,
+        "train": {"max_steps": 4, "batch_size": 8, "evaluations": 2, "learning_rate": 0.01},
+        "evaluate": {"max_new_tokens": 6, "rows": 6, "retention": "neutral-en"},
+        "export": {"folder": str(place / "runs" / name)},
+    }
+    for section, keys in sections.items():
+        tree[section] = {**tree[section], **keys} if isinstance(tree[section], dict) else keys
+    return tree
+
+
+CASES = {
+    "chat-lora": ("llama", "chat.jsonl", "chat", {"kind": "lora", "rank": 2}),
+    "chat-full": ("llama", "chat.jsonl", "chat", "full"),
+    "text-freeze": ("llama", "text.jsonl", "complete", {"kind": "freeze", "blocks": 1}),
+    "head-full": ("bert", "class.jsonl", "classify", "full"),
+    "head-lora": ("bert", "class.jsonl", "classify", {"kind": "lora", "rank": 2}),
+    "words-lora": ("llama", "class.jsonl", {"kind": "classify", "way": "words"}, {"kind": "lora", "rank": 2}),
+    "t5-full": ("t5", "chat.jsonl", "chat", "full"),
+    "t5-lora": ("t5", "chat.jsonl", "chat", {"kind": "lora", "rank": 2}),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(place):
+    """Every case once, in order, when it is first asked for."""
+    done: dict[str, metier.Run] = {}
+
+    def get(name: str) -> metier.Run:
+        if name not in done:
+            done[name] = metier.train(job(place, name))
+        return done[name]
+
+    return get
+
+
+def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def notes(capsys) -> str:
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", CASES)
+class TestFolder:
+    def test_holds_everything_and_nothing_left_over(self, trained, name):
+        path = trained(name).path
+        names = {p.name for p in path.iterdir()}
+        assert names >= ALWAYS
+        assert ("adapter" in names) == ("lora" in name)
+        assert ("model.safetensors" in names) == ("lora" not in name)
+        assert ("chat_template.jinja" in names) == ("llama" in CASES[name][0])
+        assert not names & {".lock", "checkpoints"}
+        if "lora" in name:
+            assert {"adapter_config.json", "adapter_model.safetensors"} <= {
+                p.name for p in (path / "adapter").iterdir()
+            }
+        assert not list(path.rglob(".*"))
+
+    def test_evidence_tells_the_run(self, place, trained, name):
+        evidence = trained(name).evidence
+        assert evidence.cost.steps == 4
+        assert [phase.name for phase in evidence.cost.phases][:5] == [
+            "read",
+            "load",
+            "measure before",
+            "train",
+            "measure after",
+        ]
+        assert evidence.setting.rows_measured <= 6
+        assert evidence.setting.rows_train + evidence.setting.rows_validation + evidence.setting.rows_test == 48
+        assert 0 < evidence.cost.parameters_moved <= evidence.cost.parameters_total
+        assert (evidence.cost.parameters_moved == evidence.cost.parameters_total) == ("full" in name)
+        assert evidence.cost.bytes_on_disk > 0
+        measures = {measure.name: measure for measure in evidence.measures}
+        assert evidence.primary in measures
+        assert {"domain"} <= {measure.group for measure in evidence.measures}
+        retained = {measure.name for measure in evidence.measures if measure.group == "retention"}
+        expected = {"llama": {"text_en"}, "bert": {"paraphrase_en", "drift"}, "t5": set()}[CASES[name][0]]
+        assert expected <= retained
+        assert bool(retained) == bool(expected)
+
+    def test_a_new_head_is_not_compared(self, trained, name):
+        measures = [m for m in trained(name).evidence.measures if m.group == "domain"]
+        new = name.startswith("head")
+        assert all((m.verdict == "not compared") == new for m in measures)
+        assert all((m.before is None) == new for m in measures)
+
+    def test_log_holds_every_step(self, trained, name):
+        lines = [json.loads(line) for line in (trained(name).path / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines if line["kind"] == "step"] == [1, 2, 3, 4]
+        assert [line["step"] for line in lines if line["kind"] == "validation"] == [0, 2, 4]
+
+    def test_resolved_recipe_is_the_recipe(self, place, trained, name):
+        assert metier.resolve(trained(name).path / "job.resolved.yaml") == parse(job(place, name))
+
+    def test_answers_after_loading_are_the_answers_in_the_evidence(self, trained, name):
+        evidence, specialist = trained(name).evidence, trained(name).load()
+        again = {measure.name: measure.after for measure in specialist.evaluate()}
+        for measure in evidence.measures:
+            if measure.group == "domain":
+                assert again[measure.name].value == pytest.approx(measure.after.value, rel=1e-5, abs=1e-7)
+        if evidence.answers:
+            rows = [answer.prompt for answer in evidence.answers]
+            assert specialist.predict(rows) == [answer.after for answer in evidence.answers]
+
+    def test_names_no_person_and_no_place_in_the_environment(self, trained, name):
+        text = (trained(name).path / "env.json").read_text()
+        assert str(Path.home()) not in text
+        assert socket.gethostname() not in text
+
+
+class TestAgain:
+    def test_same_command_says_finished_and_changes_nothing(self, place, trained, capsys):
+        path = trained("chat-lora").path
+        before = state_of(path)
+        notes(capsys)
+        metier.train(job(place, "chat-lora"))
+        assert "this run is finished" in notes(capsys)
+        assert state_of(path) == before
+
+    def test_another_recipe_is_refused_with_the_difference(self, place, trained):
+        path = trained("chat-lora").path
+        before = state_of(path)
+        with pytest.raises(RecipeError) as caught:
+            metier.train(job(place, "chat-lora", train={"learning_rate": 0.02}))
+        assert caught.value.exit_code == 2
+        assert "train.learning_rate: 0.01 -> 0.02" in str(caught.value)
+        assert state_of(path) == before
+
+    def test_what_changes_no_figure_may_change(self, place, trained):
+        metier.train(job(place, "chat-lora", export={"license": "mit", "checkpoints": 3, "language": "zh"}))
+
+    def test_a_folder_of_something_else_is_refused(self, place, trained):
+        trained("chat-lora")
+        folder = place / "photos"
+        folder.mkdir()
+        (folder / "cat.jpg").write_bytes(b"x")
+        with pytest.raises(StorageError, match=r"cat\.jpg"):
+            metier.train(job(place, "chat-lora", export={"folder": str(folder)}))
+        assert [p.name for p in folder.iterdir()] == ["cat.jpg"]
+
+    def test_the_same_job_elsewhere_gives_the_same_bits(self, place, trained):
+        again = metier.train(job(place, "chat-lora", export={"folder": str(place / "runs" / "again")}))
+        first = trained("chat-lora").path / "adapter" / "adapter_model.safetensors"
+        assert (again.path / "adapter" / "adapter_model.safetensors").read_bytes() == first.read_bytes()
+        assert again.evidence.measures == trained("chat-lora").evidence.measures
+
+
+class TestLock:
+    def test_a_living_process_is_respected(self, place, tmp_path):
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+            lock(tmp_path, other.pid)
+            with pytest.raises(BusyError, match=f"process {other.pid}") as caught:
+                metier.train(job(place, "chat-lora", export={"folder": str(tmp_path)}))
+            assert caught.value.exit_code == 73
+            assert (tmp_path / ".lock").exists()
+            other.communicate(b"\n")
+
+    def test_a_dead_process_is_taken_over(self, tmp_path):
+        with subprocess.Popen([sys.executable, "-c", ""]) as other:
+            other.wait()
+        lock(tmp_path, other.pid)
+        with claim(RunFolder(tmp_path)):
+            assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+        assert not (tmp_path / ".lock").exists()
+
+    def test_another_machine_is_respected(self, tmp_path):
+        lock(tmp_path, 1, host="elsewhere")
+        with pytest.raises(BusyError, match="elsewhere"), claim(RunFolder(tmp_path)):
+            pass
+
+    @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x"}', '{"host": null}'])
+    def test_a_lock_that_cannot_be_read_is_respected(self, tmp_path, content):
+        (tmp_path / ".lock").write_text(content)
+        with pytest.raises(BusyError), claim(RunFolder(tmp_path)):
+            pass
+
+    def test_a_lock_of_this_machine_without_a_number(self, tmp_path):
+        (tmp_path / ".lock").write_text(json.dumps({"host": socket.gethostname(), "pid": "x"}))
+        with pytest.raises(BusyError), claim(RunFolder(tmp_path)):
+            pass
+
+    def test_an_error_inside_gives_it_back(self, tmp_path):
+        with pytest.raises(ZeroDivisionError), claim(RunFolder(tmp_path)):
+            _ = 1 / 0
+        assert not (tmp_path / ".lock").exists()
+
+
+def lock(folder: Path, pid: int, host: str = "") -> None:
+    (folder / ".lock").write_text(json.dumps({"host": host or socket.gethostname(), "pid": pid}))
+
+
+class TestBaseMeasurement:
+    def test_another_method_does_not_measure_the_base_again(self, place, trained, capsys, cache):
+        trained("chat-lora")
+        kept = {p: p.stat().st_mtime_ns for p in cache.rglob("measured.json")}
+        notes(capsys)
+        tree = job(place, "chat-lora", export={"folder": str(place / "runs" / "freeze")})
+        second = metier.train({**tree, "method": {"kind": "freeze", "blocks": 1}})
+        assert "figures are taken from the cache" in notes(capsys)
+        assert {p: p.stat().st_mtime_ns for p in cache.rglob("measured.json")} == kept
+        first = {m.name: m.before for m in trained("chat-lora").evidence.measures}
+        assert {m.name: m.before for m in second.evidence.measures} == first
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"train": {"precision": "bf16"}},
+            {"evaluate": {"rows": 5}},
+            {"evaluate": {"max_new_tokens": 7}},
+            {"data": {"seed": 1}},
+            {"task": {"kind": "chat", "system": "Be brief."}},
+        ],
+        ids=str,
+    )
+    def test_what_changes_its_figures_measures_it_again(self, place, trained, capsys, change):
+        trained("chat-lora")
+        prepared = run.prepare(parse(job(place, "chat-lora", **change)))
+        model = models.load(prepared.recipe.model, head=prepared.head, seed=0)
+        if change.get("train"):
+            model.module.bfloat16()
+        notes(capsys)
+        from metier.run.story import measure_base
+
+        measure_base(prepared, model)
+        assert "measuring the base on" in notes(capsys)
+
+    def test_a_changed_schema_file_measures_it_again(self, place, tmp_path, capsys):
+        from metier.evaluation import metrics
+        from metier.run.story import measure_base
+
+        schema = tmp_path / "reply.schema.json"
+        said = []
+        for kind in ("object", "array", "array"):
+            schema.write_text(json.dumps({"type": kind}))
+            metrics._validator.cache_clear()
+            prepared = run.prepare(parse(job(place, "chat-lora", evaluate={"json_schema": str(schema)})))
+            measure_base(prepared, models.load(prepared.recipe.model, head=prepared.head, seed=0))
+            said.append("measuring the base on" in notes(capsys))
+        assert said == [True, True, False]
+
+    @pytest.mark.parametrize("name", ["chat-lora", "chat-full", "words-lora", "t5-lora"])
+    def test_before_is_what_an_untouched_base_reaches(self, place, trained, name):
+        """Measured on the base as plain transformers loads it, by nothing of the run but its rows and its task."""
+        from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+        evidence = trained(name).evidence
+        prepared = run.prepare(parse(job(place, name)))
+        auto = AutoModelForSeq2SeqLM if "t5" in name else AutoModelForCausalLM
+        base = auto.from_pretrained(place / CASES[name][0], dtype="float32")
+        section = prepared.recipe.evaluate.model_copy(update={"baselines": False})
+        tokenizer = models.load_tokenizer(prepared.recipe.model)
+        measured = evaluation.measure(prepared.task, base, tokenizer, prepared.test, section, prepared.pack, base=None)
+        found = {m.name: m.after for m in evaluation.compare(None, measured, 0.95)}
+        before = {m.name: m.before for m in evidence.measures if m.before is not None}
+        assert found.keys() == before.keys()
+        for key, estimate in before.items():
+            assert estimate.value == pytest.approx(found[key].value, rel=1e-6), key
+            assert (estimate.low, estimate.high) == pytest.approx((found[key].low, found[key].high), rel=1e-5), key
+        assert [answer.before for answer in evidence.answers] == list(measured.answers)
+
+    def test_the_base_on_disk_is_untouched(self, place, trained):
+        trained("chat-full")
+        again = tiny.make("llama", place / "llama-again")
+        assert (again / "model.safetensors").read_bytes() == (place / "llama" / "model.safetensors").read_bytes()
+
+
+class TestEvidence:
+    def test_changes_are_paired_by_row(self, trained):
+        evidence = trained("chat-full").evidence
+        for measure in evidence.measures:
+            if measure.change is not None and measure.before is not None:
+                expected = measure.after.value - measure.before.value
+                assert measure.change.value == pytest.approx(expected, abs=1e-9)
+                assert measure.change.low <= measure.change.value <= measure.change.high
+
+    def test_tuning_lowers_the_loss_it_was_trained_on(self, trained):
+        for name in ("chat-lora", "chat-full", "text-freeze"):
+            loss = next(m for m in trained(name).evidence.measures if m.name == "loss")
+            assert loss.verdict == "better", name
+
+    def test_exact_match_is_what_the_answers_say(self, trained):
+        evidence = trained("chat-full").evidence
+        exact = next(m for m in evidence.measures if m.name == "exact_match")
+        assert exact.after.value == np.mean([answer.after_right for answer in evidence.answers])
+        assert all(name in METRICS for name in ("exact_match",))
+
+    def test_merged_model_is_written_on_request(self, place):
+        tree = job(place, "chat-lora", export={"folder": str(place / "runs" / "merged"), "merge": True})
+        path = metier.train(tree).path
+        assert (path / "merged" / "model.safetensors").exists()
+        assert (path / "adapter").exists()
+
+
+class TestFind:
+    def test_runs_below_a_folder_newest_first(self, place, trained):
+        trained("chat-lora")
+        found = find_runs(place)
+        assert {p.path.name for p in found} >= {"chat-lora"}
+        times = [r.resolved.stat().st_mtime for r in found]
+        assert times == sorted(times, reverse=True)
+
+    def test_no_run_folder(self, tmp_path):
+        assert find_runs(tmp_path) == []
+        with pytest.raises(RecipeError, match="not a run folder"):
+            metier.load(tmp_path)
+
+    def test_unfinished_run_is_not_loaded(self, place, trained, tmp_path):
+        (tmp_path / "job.resolved.yaml").write_text((trained("chat-lora").path / "job.resolved.yaml").read_text())
+        with pytest.raises(RecipeError, match="not finished") as caught:
+            metier.load(tmp_path)
+        assert "metier train" in caught.value.faults[0].hint
