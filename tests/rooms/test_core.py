@@ -1,5 +1,6 @@
 """The core room: exit codes, writing that is whole or not at all, independent seeds, and what a phase cost."""
 
+import contextlib
 import json
 import os
 import resource
@@ -26,13 +27,15 @@ EXIT_CODES = {
 }
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files():
-    """No file may grow beyond 4 KiB, as on a full disk."""
+    """No file may grow beyond 4 KiB, as on a full disk; a block and not a fixture, for the log of the tests grows too."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # ------------------------------------------------------------------------------------------------ errors
@@ -80,10 +83,10 @@ def test_text_is_written_as_it_is_and_nothing_is_left_beside_it(tmp_path):
     assert path.read_text("utf-8") == "second"
 
 
-def test_a_write_that_fails_leaves_the_old_content(tmp_path, small_files):
+def test_a_write_that_fails_leaves_the_old_content(tmp_path):
     path = tmp_path / "card.md"
     files.write_text(path, "old")
-    with pytest.raises(StorageError, match=r"card\.md: cannot write") as caught:
+    with small_files(), pytest.raises(StorageError, match=r"card\.md: cannot write") as caught:
         files.write_text(path, "x" * 100_000)
     assert caught.value.exit_code == 74
     assert path.read_text() == "old"
