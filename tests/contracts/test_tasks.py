@@ -15,7 +15,7 @@ from metier import models, tasks
 from metier.core import DataError, ModelError, RecipeError
 from metier.data.records import Completion, Conversation, Document, Labelled, Message
 from metier.recipe import ChatTask, ClassifyTask, CompleteTask, ModelSection
-from metier.tasks import Answering, generation
+from metier.tasks import Answering, causal, generation
 from metier.training import Precision, train_step
 
 LABELS = ("billing", "delivery", "账户 更新")
@@ -254,6 +254,26 @@ def test_the_loss_is_the_one_computed_by_hand(prepared, name):
     loss = found.task.loss(found.module, found.task.collate([row]))
     assert loss.total_B[0].item() == pytest.approx(by_hand, rel=1e-6)
     assert float(loss.weight_B[0]) == int(row.learnt.sum())
+
+
+@pytest.mark.parametrize("name", tiny.CAUSAL)
+def test_the_head_is_computed_only_where_something_is_learnt(prepared, name):
+    known = prepared(name, CompleteTask())
+    module, task = copy.deepcopy(known.module), known.task
+    if name == "gemma3":
+        module.config.final_logit_softcapping = 3.0  # scores are bent after the head
+    batch = task.collate(task.encode(PAIRS, training=False))
+    row_N, place_N = batch["learnt"][:, 1:].nonzero(as_tuple=True)
+    seen = []
+    head = module.get_output_embeddings()
+    hook = head.register_forward_hook(lambda _, __, out: seen.append(out.shape[:-1].numel()))
+    found = causal.predict(module, batch)
+    hook.remove()
+    assert seen == [len(row_N)]
+    assert not head._forward_pre_hooks
+    whole = module(input_ids=batch["ids"]).logits[row_N, place_N]
+    torch.testing.assert_close(found.logits_NV, whole, rtol=1e-5, atol=1e-5)
+    assert found.logits_NV.abs().max() < 3.0 or name != "gemma3"
 
 
 @torch.no_grad()

@@ -1,8 +1,10 @@
 """The core room: exit codes, writing that is whole or not at all, independent seeds, and what a phase cost."""
 
 import contextlib
+import ctypes
 import json
 import os
+import platform
 import resource
 import threading
 import time
@@ -10,7 +12,7 @@ import time
 import pytest
 
 from metier import core
-from metier.core import DataError, Fault, MetierError, StorageError, files, meter, rng
+from metier.core import DataError, Fault, MetierError, StorageError, files, heap, meter, rng
 from metier.core import errors as tree
 
 EXIT_CODES = {
@@ -221,3 +223,26 @@ def test_a_peak_belongs_to_its_own_phase():
         pass
     large, small = (phase.peak_memory_bytes for phase in found.phases)
     assert large - small > 100 << 20
+
+
+# ------------------------------------------------------------------------------------------------ heap
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library gives memory back at once")
+def test_freed_memory_is_used_again_inside_the_block_and_given_back_after_it():
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(4):
+            memory = ctypes.CDLL(None)
+            memory.malloc.restype = ctypes.c_void_p
+            place = memory.malloc(ctypes.c_size_t(256 << 20))
+            ctypes.memset(place, 1, 256 << 20)
+            memory.free(ctypes.c_void_p(place))
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    outside = faults()
+    with heap.kept():
+        faults()
+        inside = faults()
+    assert inside < outside / 10
+    assert faults() > inside * 10

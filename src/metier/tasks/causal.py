@@ -1,13 +1,11 @@
 """Next-token prediction: what chat, completion and label words have in common.
 
-Shapes: B rows, T tokens of the longest one, C columns at which anything is learnt, N learnt tokens of the batch,
-V vocabulary.
+Shapes: B rows, T tokens of the longest one, N learnt tokens of the batch, V vocabulary.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,12 +13,12 @@ import torch
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from metier.adapt import wrapped_base
+from metier.adapt import output_layer, wrapped_base
 from metier.core import Batch, Loss
 from metier.tasks.protocol import Shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
@@ -93,14 +91,25 @@ def predict(model: nn.Module, batch: Batch) -> Predicted:
     without a mask runs on the fast path. The head is computed only where something is learnt.
     """
     ids_BT, learnt_BT = batch["ids"], batch["learnt"]
-    target_mask_BT = learnt_BT[:, 1:]
-    column_C = target_mask_BT.any(dim=0).nonzero().squeeze(1)
-    if computes_chosen_logits(wrapped_base(model)):
-        logits_BCV = model(input_ids=ids_BT, use_cache=False, logits_to_keep=column_C).logits
-    else:
-        logits_BCV = model(input_ids=ids_BT, use_cache=False).logits[:, column_C]
-    row_N, place_N = target_mask_BT[:, column_C].nonzero(as_tuple=True)
-    return Predicted(logits_BCV[row_N, place_N], ids_BT[:, 1:][:, column_C][row_N, place_N], row_N)
+    row_N, place_N = learnt_BT[:, 1:].nonzero(as_tuple=True)
+    with _head_only_at(output_layer(wrapped_base(model)), row_N, place_N):
+        logits = model(input_ids=ids_BT, use_cache=False).logits
+    # A network that computes its scores in another way has scored every place.
+    logits_NV = logits[0] if logits.shape[:2] == (1, len(row_N)) else logits[row_N, place_N]
+    return Predicted(logits_NV, ids_BT[:, 1:][row_N, place_N], row_N)
+
+
+@contextmanager
+def _head_only_at(head: nn.Module | None, row_N: Tensor, place_N: Tensor) -> Iterator[None]:
+    """Let the head see only the chosen places, as one row; what the network does to the scores afterwards stays."""
+    if head is None:
+        yield
+        return
+    hook = head.register_forward_pre_hook(lambda _, given: (given[0][row_N, place_N][None], *given[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def loss(model: nn.Module, batch: Batch) -> Loss:
@@ -163,13 +172,3 @@ def cut_by_tokens(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
         group.append(index)
     if group:
         yield group
-
-
-def computes_chosen_logits(model: nn.Module) -> bool:
-    """Whether the network can put out scores at chosen positions only."""
-    return "logits_to_keep" in _parameters(type(model).forward)
-
-
-@functools.cache
-def _parameters(function: Callable[..., object]) -> frozenset[str]:
-    return frozenset(inspect.signature(function).parameters)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metier.core import DivergedError, InterruptedRunError, StepRecord, StorageError
+from metier.core import DivergedError, InterruptedRunError, StepRecord, StorageError, heap
 from metier.core.files import storage_error
 from metier.core.log import event, note
 from metier.core.log import progress as bar
@@ -112,7 +112,7 @@ def run(
     state = course.begin()
     steps = batches.steps([task.size(example) for example in examples], section, first=state.step + 1, last=total)
     every = max(1, round(total / section.evaluations))
-    with _signals() as interrupted, bar("training", total, state.step) as show:
+    with _signals() as interrupted, heap.kept(), bar("training", total, state.step) as show:
         for record in fit(
             module, task, examples, steps, optimizer, schedule, precision=precision, max_grad_norm=section.max_grad_norm
         ):
