@@ -49,7 +49,7 @@ def run_metier(model: str, data: str, method: str, batch: int, steps: int, skip:
     import torch
 
     order = cut_steps([task.size(example) for example in examples], section, last=steps)
-    precision = choose("fp32", torch.device("cpu"))
+    precision = choose(TrainSection(precision="fp32"), torch.device("cpu"))
     records_ = list(fit(module, task, examples, order, optimizer, schedule, precision=precision, max_grad_norm=1.0))
     counted = records_[skip:]
     return {"tokens": sum(r.tokens for r in counted), "seconds": sum(r.seconds for r in counted)}

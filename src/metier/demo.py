@@ -22,9 +22,8 @@ from metier.core.evidence import Evidence, Measure
 from metier.core.files import write_text
 from metier.core.log import note
 from metier.evaluation import statistics
-from metier.evaluation.verdict import number
 from metier.recipe import dump, parse
-from metier.report import compare_table, write_comparison
+from metier.report import Voice, compare_table, plain, write_comparison
 
 SYSTEM = "Reply in JSON."
 
@@ -35,6 +34,9 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 """Each method with a rate that suits it: the same rate for both would only show that one of them is wrong."""
 
 TITLES = {"lora": "LoRA", "full": "Full"}
+
+VOICE = Voice("en")
+"""How the demo says its figures."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Result:
         console = Console(highlight=False)
         console.print(compare_table([(TITLES[name], evidence) for name, evidence in self.evidences.items()]))
         for sentence in self.verdict:
-            console.print(sentence, markup=False)
+            console.print(plain(sentence), markup=False)
         console.print(f"\nreport: {self.report}   (all of it took {self.seconds:.0f} s)", markup=False, soft_wrap=True)
 
 
@@ -125,7 +127,7 @@ def compare(evidences: Mapping[str, Evidence]) -> tuple[str, ...]:
     cheap = [(b.title, f.estimate.value) for b in lora.baselines for f in b.figures if f.name == "exact_match"]
     if cheap:
         title, value = max(cheap, key=lambda pair: pair[1])
-        sentences.append(f"Without tuning the best cheap way ({title.lower()}) reaches {number(value, 'share')}.")
+        sentences.append(f"Without tuning the best cheap way ({title.lower()}) reaches {VOICE.amount(value, 'share')}.")
     sentences.append(_forgetting(lora, full))
     return tuple(sentences)
 
@@ -134,8 +136,8 @@ def _difference(lora: Evidence, full: Evidence) -> str:
     """Which method answers better, by the interval of the difference on the same rows."""
     hits = [np.array([float(answer.after_right or 0) for answer in found.answers]) for found in (lora, full)]
     change = statistics.share_change(hits[0], hits[1], lora.setting.confidence)
-    low, high = (number(end, "share", signed=True) for end in (change.low, change.high))
-    told = f"full minus LoRA {number(change.value, 'share', signed=True)}, 95 % interval {low} to {high}"
+    low, high = (VOICE.change(end, "share") for end in (change.low, change.high))
+    told = f"full minus LoRA {VOICE.change(change.value, 'share')}, 95 % interval {low} to {high}"
     if change.low > 0:
         return f"Full fine-tuning answers better ({told})."
     if change.high < 0:
@@ -170,7 +172,7 @@ def _measure(evidence: Evidence, name: str) -> Measure:
 def _value(evidence: Evidence, name: str, *, before: bool = False) -> str:
     measure = _measure(evidence, name)
     estimate = measure.before if before else measure.after
-    return number(estimate.value, measure.unit) if estimate else "-"
+    return VOICE.amount(estimate.value, measure.unit) if estimate else "-"
 
 
 class _RunFailedError(MetierError):

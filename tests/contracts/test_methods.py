@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from metier import models
-from metier.adapt import adapt, load_adapter, lora, merged, save_adapter, structure, wrapped_base
+from metier.adapt import adapt, load_adapter, lora, merged, save_adapter, wrapped_base
 from metier.core import ModelError, RecipeError, StorageError
 from metier.data.records import Completion, Document, Labelled
+from metier.models import structure
 from metier.models.saving import save as save_model
 from metier.recipe import ChatTask, ClassifyTask, CompleteTask, FreezeMethod, FullMethod, LoRAMethod, ModelSection
 from metier.tasks import build

@@ -14,8 +14,8 @@ import tiny
 import torch
 
 from metier import models
-from metier.adapt import structure
 from metier.core import ModelError, StorageError, UnsafeError
+from metier.models import structure
 from metier.recipe import ModelSection
 
 LABELS = ("billing", "delivery", "账户")

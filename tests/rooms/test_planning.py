@@ -25,7 +25,6 @@ from metier.planning import (
     plan,
     probe,
     this_machine,
-    weight_decay,
 )
 from metier.planning.memory import BF16, FP32, MIXED, NF4, Moving, Work, activation_bytes, peak_memory, query_width
 from metier.recipe import FreezeMethod, FullMethod, LoRAMethod, parse
@@ -283,8 +282,8 @@ class TestPlan:
         assert found.method("lora").memory.logits < 10_000
 
     def test_precision_follows_the_device_unless_the_recipe_says(self):
-        gpu = Machine(device="cuda", memory_bytes=10**15)
-        assert made().precision == "fp32"
+        gpu = Machine(device="cuda", memory_bytes=10**15, bf16_gpu=True)
+        assert made().precision == made(machine=gpu.model_copy(update={"bf16_gpu": False})).precision == "fp32"
         assert made(machine=gpu).precision == "mixed"
         assert made(machine=gpu, job=recipe(train={"precision": "bf16"})).precision == "bf16"
 
@@ -376,10 +375,6 @@ class TestLearningRate:
     def test_few_steps_are_named_in_the_reason(self):
         chosen = learning_rate(LoRAMethod(), head="causal", parameters=10**9, steps=40, task_kind="chat")
         assert "40 steps are few" in chosen.reason
-
-    def test_adapters_are_not_decayed(self):
-        assert weight_decay(LoRAMethod()).value == 0.0
-        assert weight_decay(FullMethod()).value == weight_decay(FreezeMethod()).value == 0.01
 
 
 class TestProbe:

@@ -222,18 +222,18 @@ def test_a_network_of_vectors_alone_has_one_group():
 
 def test_precision_is_chosen_by_device():
     cpu = torch.device("cpu")
-    assert choose("auto", cpu).name == "fp32"
-    assert choose("bf16", cpu).name == "bf16"
+    assert choose(TrainSection(precision="auto"), cpu).name == "fp32"
+    assert choose(TrainSection(precision="bf16"), cpu).name == "bf16"
     module = nn.Linear(2, 2)
-    choose("bf16", cpu).place(module)
+    choose(TrainSection(precision="bf16"), cpu).place(module)
     assert module.weight.dtype is torch.bfloat16
     module = nn.Linear(2, 2)
-    mixed = choose("mixed", cpu)
+    mixed = choose(TrainSection(precision="mixed"), cpu)
     mixed.place(module)
     assert module.weight.dtype is torch.float32
     with mixed.arithmetic():
         assert module(torch.ones(1, 2)).dtype is torch.bfloat16
-    with choose("fp32", cpu).arithmetic():
+    with choose(TrainSection(precision="fp32"), cpu).arithmetic():
         assert module(torch.ones(1, 2)).dtype is torch.float32
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, assert_never
 from metier.adapt import freeze, full, lora
 from metier.adapt.adapted import Adapted
 from metier.adapt.lora import load_adapter, merged, save_adapter
-from metier.adapt.structure import output_layer
+from metier.models.structure import output_layer
 from metier.recipe import FreezeMethod, FullMethod, LoRAMethod
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from metier.adapt.adapted import Adapted, finish
-from metier.adapt.structure import blocks, head_names, is_tied, output_layer
 from metier.core import RecipeError
+from metier.models.structure import blocks, head_names, is_tied, output_layer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,9 +7,9 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from metier.adapt.adapted import Adapted, finish
-from metier.adapt.structure import head_names, linears, output_layer
 from metier.core import Fault, ModelError, RecipeError
 from metier.core.files import storage_error
+from metier.models.structure import head_names, linears, output_layer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

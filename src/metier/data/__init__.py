@@ -3,6 +3,7 @@
 `read` serves a run, `look` serves whoever writes a recipe; `records` holds the four shapes that a row can have.
 """
 
+from metier.data.formats import formats_for
 from metier.data.preview import Look, look
 from metier.data.questions import read_questions
 from metier.data.reader import read
@@ -17,6 +18,7 @@ __all__ = [
     "Message",
     "Record",
     "Splits",
+    "formats_for",
     "look",
     "read",
     "read_questions",

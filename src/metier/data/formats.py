@@ -98,6 +98,11 @@ YAML_WORDS = {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}
 TURN_KEYS = {"messages": ("role",), "sharegpt": ("from", "value")}
 
 
+def formats_for(task: str) -> tuple[str, ...]:
+    """Formats that a task, by its word in the recipe, can learn from."""
+    return tuple(name for name, form in FORMATS.items() if task in form.tasks)
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """A recognised format.

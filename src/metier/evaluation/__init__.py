@@ -4,7 +4,6 @@ from metier.evaluation.measured import Measured
 from metier.evaluation.metrics import METRICS, check_schema
 from metier.evaluation.pack import Item, read_pack
 from metier.evaluation.suite import compare, measure, primary_metric, side_by_side
-from metier.evaluation.verdict import verdict
 
 __all__ = [
     "METRICS",
@@ -16,5 +15,4 @@ __all__ = [
     "primary_metric",
     "read_pack",
     "side_by_side",
-    "verdict",
 ]

@@ -15,6 +15,7 @@ from metier.models import demo
 from metier.models.shape import LinearShape, Shape
 from metier.models.silence import quiet
 from metier.models.source import Source, locate, require_demo
+from metier.models.structure import head_names, linears
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -190,17 +191,6 @@ def auto_class(head: Head) -> Any:
     }[head]
 
 
-def head_names(module: nn.Module) -> tuple[str, ...]:
-    """Direct children of the network outside its trunk, such as `lm_head`, `classifier` or `score`."""
-    trunk = getattr(module, "base_model_prefix", "")
-    if trunk and hasattr(module, trunk):
-        return tuple(n for n, child in module.named_children() if n != trunk and any(True for _ in child.parameters()))
-    # A network that is its own trunk, such as T5, still knows its output layer.
-    get_output = getattr(module, "get_output_embeddings", None)
-    output = get_output() if callable(get_output) else None
-    return tuple(name for name, child in module.named_children() if child is output)
-
-
 def shape_of(module: Any) -> Shape:
     """Sizes of a network that transformers built, with or without storage."""
     config = module.config
@@ -238,17 +228,12 @@ def _is_gated(text: Any, linears: tuple[LinearShape, ...]) -> bool:
 
 
 def _linears(module: nn.Module) -> list[LinearShape]:
-    from transformers.pytorch_utils import Conv1D
-
-    heads = head_names(module)
     found = []
-    for name, child in module.named_modules():
-        if name.split(".")[0] in heads:
-            continue
-        if isinstance(child, nn.Linear):
-            found.append(LinearShape(name, child.in_features, child.out_features))
-        elif isinstance(child, Conv1D):
-            found.append(LinearShape(name, child.weight.shape[0], child.weight.shape[1]))
+    for name, layer in linears(module):
+        rows, columns = layer.get_parameter("weight").shape
+        # GPT-2's transposed layer keeps its weight as (inputs, outputs).
+        inputs, outputs = (columns, rows) if isinstance(layer, nn.Linear) else (rows, columns)
+        found.append(LinearShape(name, inputs, outputs))
     return found
 
 

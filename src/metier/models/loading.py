@@ -14,11 +14,12 @@ from torch import nn
 
 from metier.core import Fault, MetierError, ModelError, UnsafeError, log, rng
 from metier.models import demo, gguf_file
-from metier.models.configuration import LOADING_FAULTS, auto_class, cannot_build, configuration_at, head_names, read
+from metier.models.configuration import LOADING_FAULTS, auto_class, cannot_build, configuration_at, read
 from metier.models.identity import fingerprint
 from metier.models.model import Head, Lineage, Model
 from metier.models.silence import quiet
 from metier.models.source import Source, locate
+from metier.models.structure import head_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -4,7 +4,7 @@ from metier.planning.machine import Machine, measure_flops_per_second, this_mach
 from metier.planning.memory import Memory, Moving, Numbers, Work, peak_memory
 from metier.planning.plans import MethodPlan, Plan, plan
 from metier.planning.probing import Probe, Sample, confirm, probe
-from metier.planning.rates import Choice, learning_rate, weight_decay
+from metier.planning.rates import Choice, learning_rate
 
 __all__ = [
     "Choice",
@@ -24,5 +24,4 @@ __all__ = [
     "plan",
     "probe",
     "this_machine",
-    "weight_decay",
 ]

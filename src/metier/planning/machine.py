@@ -24,6 +24,8 @@ class Machine(Value):
     """Kind of device."""
     memory_bytes: int | None
     """Memory that can be used now, by this process; None where the system does not say."""
+    bf16_gpu: bool = False
+    """Whether the device is a GPU that computes in bf16."""
 
 
 def this_machine(device: str = "auto") -> Machine:
@@ -37,7 +39,8 @@ def this_machine(device: str = "auto") -> Machine:
     if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
         place = torch.device("cuda" if device == "auto" else device)
         free, _ = torch.cuda.mem_get_info(place)
-        return Machine(device="cuda", memory_bytes=free + torch.cuda.memory_reserved(place))
+        free += torch.cuda.memory_reserved(place)
+        return Machine(device="cuda", memory_bytes=free, bf16_gpu=torch.cuda.is_bf16_supported())
     if device == "mps":
         return Machine(device="mps", memory_bytes=int(torch.mps.recommended_max_memory()))
     return Machine(device="cpu", memory_bytes=free_memory_bytes())

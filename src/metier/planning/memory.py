@@ -9,7 +9,7 @@ Terms: h hidden, f feed-forward, k keys, q queries, V vocabulary, n adapter para
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from metier.core.evidence import Value
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from metier.models.shape import LinearShape, Shape
+    from metier.recipe.train import PrecisionName
 
-PrecisionName = Literal["fp32", "mixed", "bf16"]
 
 NF4_BYTES = 0.5625
 """4 bits, and an fp32 scale for each 64 numbers. Source: QLoRA, arXiv:2305.14314, section 3."""

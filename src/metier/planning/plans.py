@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from metier.models.model import Head
     from metier.models.shape import LinearShape, Shape
-    from metier.planning.memory import PrecisionName
     from metier.recipe import Recipe, TrainSection
+    from metier.recipe.train import PrecisionName
 
 USABLE = 0.92
 """Share of the free memory that a run may plan to use. Judgement."""
@@ -137,7 +137,7 @@ def plan(
         RecipeError: If a LoRA target of the recipe names no layer of the model.
     """
     machine = machine or this_machine(recipe.model.device)
-    precision = resolve_precision(recipe.train.precision, machine)
+    precision = recipe.train.precision_on(bf16_gpu=machine.bf16_gpu)
     steps = recipe.train.total_steps(len(row_tokens))
     largest = peak_tokens or most_tokens(row_tokens, recipe.train)
     tokens = round(sum(row_tokens) * steps / recipe.train.steps_per_epoch(len(row_tokens)))
@@ -173,13 +173,6 @@ def plan(
         recommendation=why,
         notes=_notes(steps, flops_per_second),
     )
-
-
-def resolve_precision(asked: Literal["auto", "fp32", "mixed", "bf16"], machine: Machine) -> PrecisionName:
-    """Number format of the run: "auto" is mixed on a CUDA device, else fp32."""
-    if asked != "auto":
-        return asked
-    return "mixed" if machine.device == "cuda" else "fp32"
 
 
 def most_tokens(row_tokens: Sequence[int], section: TrainSection) -> int:

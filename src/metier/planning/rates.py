@@ -72,16 +72,6 @@ def learning_rate(method: MethodSection, *, head: Head, parameters: int, steps: 
     return Choice(float(f"{rate:.3g}"), f"{why}; task {task_kind}, {parameters / 1e6:,.0f} M parameters")
 
 
-def weight_decay(method: MethodSection) -> Choice:
-    """Pull towards zero for AdamW: none on adapters, whose zero is already the base model.
-
-    Source: common practice; an adapter's update is bounded by its rank and by the number of steps.
-    """
-    if isinstance(method, LoRAMethod):
-        return Choice(0.0, "adapters start at no change, so decay would only weaken what they learn")
-    return Choice(0.01, "AdamW's usual decay where base weights move; biases and norms are left out")
-
-
 def _lora(parameters: int, *, encoder: bool) -> tuple[float, str]:
     if encoder and parameters <= 1_000_000_000:
         return 3e-4, "the usual rate for LoRA on an encoder"

@@ -77,6 +77,10 @@ ScheduleSection = Annotated[
 ]
 
 
+PrecisionName = Literal["fp32", "mixed", "bf16"]
+"""In which number format weights rest and arithmetic is done."""
+
+
 class TrainSection(Section):
     """The optimisation."""
 
@@ -101,9 +105,15 @@ class TrainSection(Section):
     patience: int | None = Field(default=None, ge=1)
     """Stop after so many evaluations without a better validation loss; null never stops early."""
     precision: Literal["auto", "fp32", "mixed", "bf16"] = "auto"
-    """"fp32": all in single precision. "mixed": bf16 arithmetic on fp32 weights. "bf16": weights too. "auto": mixed on a GPU, fp32 on a CPU."""
+    """"fp32": all in single precision. "mixed": bf16 arithmetic on fp32 weights. "bf16": weights too. "auto": mixed on a GPU that has bf16, else fp32."""
     seed: int = Field(default=0, ge=0)
     """Seed of the new parameters, the order of the rows and dropout."""
+
+    def precision_on(self, *, bf16_gpu: bool) -> PrecisionName:
+        """The precision with "auto" resolved: a CPU gains nothing from bf16 without units of its own."""
+        if self.precision != "auto":
+            return self.precision
+        return "mixed" if bf16_gpu else "fp32"
 
     def steps_per_epoch(self, rows: int) -> int:
         """Optimizer steps in one pass over `rows` rows; the last may be smaller."""

@@ -10,17 +10,18 @@ from rich.table import Table
 
 from metier.core import Fault, GateError, MetierError, RecipeError
 from metier.core.evidence import Measure
-from metier.evaluation.verdict import number
+from metier.report import Voice, plain
 
 
 def show(measures: Sequence[Measure]) -> None:
     """One line a metric, with its interval."""
+    voice = Voice("en")
     table = Table(box=None, pad_edge=False)
     for title in ("metric", "value", "low", "high", "rows"):
         table.add_column(title, justify="left" if title == "metric" else "right")
     for measure in measures:
         found = measure.after
-        figures = [number(value, measure.unit) for value in (found.value, found.low, found.high)]
+        figures = [plain(voice.amount(value, measure.unit)) for value in (found.value, found.low, found.high)]
         table.add_row(measure.title, *figures, str(found.n))
     Console(highlight=False).print(table)
 

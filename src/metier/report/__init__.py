@@ -14,12 +14,14 @@ from urllib.parse import quote
 
 from metier.core.evidence import Evidence
 from metier.core.files import write_json, write_text
+from metier.report.verdict import verdict
+from metier.report.voice import Voice, plain
 from metier.report.words import Language
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Language", "compare_table", "summary", "write", "write_comparison"]
+__all__ = ["Language", "Voice", "compare_table", "plain", "summary", "verdict", "write", "write_comparison"]
 
 
 def write(
@@ -51,7 +53,6 @@ def write(
     """
     from metier.report.card import card
     from metier.report.page import report_page
-    from metier.report.voice import Voice
 
     voice = Voice(language)
     page = report_page(evidence, lines=curves, environment=environment, recipe_yaml=recipe_yaml, voice=voice)
@@ -86,7 +87,6 @@ def write_comparison(
         StorageError: If the disk is full or the folder cannot be written.
     """
     from metier.report.page import comparison_page
-    from metier.report.voice import Voice
 
     known = {label: folder / label / "report.html" for label, _ in evidences} | dict(reports or {})
     links = {
@@ -100,7 +100,6 @@ def write_comparison(
 def summary(evidence: Evidence, language: Language = "en") -> str:
     """The verdict and a small aligned table, as plain text for a terminal."""
     from metier.report import terminal
-    from metier.report.voice import Voice
 
     return terminal.summary(evidence, Voice(language))
 
@@ -116,7 +115,6 @@ def compare_table(
         measures: Names of the measures to show; None shows all.
     """
     from metier.report import terminal
-    from metier.report.voice import Voice
 
     return terminal.compare_table(columns, Voice(language), measures)
 

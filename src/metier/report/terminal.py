@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from metier.core.evidence import Estimate, Evidence
 from metier.report import figures, page
 from metier.report.answers import visible
-from metier.report.voice import Voice
+from metier.report.voice import Voice, plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,7 +38,7 @@ def summary(evidence: Evidence, voice: Voice) -> str:
         f"{voice.say('to_store', size=voice.size(evidence.cost.bytes_on_disk))}"
     ]
     blocks = [evidence.verdict, aligned(lines), baselines, lasts]
-    return _ascii_minus("\n\n".join("\n".join(block) for block in blocks if block))
+    return plain("\n\n".join("\n".join(block) for block in blocks if block))
 
 
 def compare_table(runs: Sequence[tuple[str, Evidence]], voice: Voice, measures: Sequence[str] | None) -> Table:
@@ -51,7 +51,7 @@ def compare_table(runs: Sequence[tuple[str, Evidence]], voice: Voice, measures: 
     for head in (voice.say("base"), *(label for label, _ in runs)):
         table.add_column(head, justify="right")
     for line in _measure_lines(runs, voice, measures):
-        table.add_row(*map(_ascii_minus, line))
+        table.add_row(*map(plain, line))
     table.add_section()
     for line in _cost_lines(runs, voice):
         table.add_row(*line)
@@ -132,15 +132,10 @@ def _cheap_lines(runs: Sequence[tuple[str, Evidence]], voice: Voice) -> Iterator
         return
     for baseline, estimate in figures.baselines_of(measure.name, runs):
         title = f"{voice.baseline(baseline)} ({voice.measure(measure)})"
-        yield [_escaped(title), _ascii_minus(voice.amount(estimate.value, measure.unit))]
+        yield [_escaped(title), plain(voice.amount(estimate.value, measure.unit))]
 
 
 def _escaped(text: str) -> str:
     from rich.markup import escape
 
     return escape(visible(text))
-
-
-def _ascii_minus(text: str) -> str:
-    """Not every console can print the typographic minus."""
-    return text.replace("−", "-")

@@ -75,6 +75,13 @@ class Voice:
             count /= 1000
         return f"{count:,.1f} TB"
 
+    def parameters(self, count: int) -> str:
+        """How many numbers a network holds: 134.5 M."""
+        for size, word in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+            if count >= size:
+                return f"{count / size:.1f} {word}"
+        return str(count)
+
     def count(self, count: int) -> str:
         """A whole number with thousands separators."""
         return f"{count:,}"
@@ -86,6 +93,11 @@ class Voice:
     def rows(self, n: int) -> str:
         """How many rows stand behind a figure."""
         return self.say("row") if n == 1 else self.say("rows", n=self.count(n))
+
+
+def plain(text: str) -> str:
+    """The text with an ASCII minus: not every console can print the typographic one."""
+    return text.replace("−", "-")
 
 
 def _digits(value: float, unit: str, *, signed: bool = False) -> str:

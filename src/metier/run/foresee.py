@@ -80,7 +80,7 @@ def _largest_cut(job: Job, sizes: list[int]) -> int:
 def _stepper(job: Job, device: Any) -> Callable[[int], Sample]:
     """Loads the model and gives a function that takes one real step of about so many tokens."""
     recipe = job.recipe
-    precision = training.choose(recipe.train.precision, device)
+    precision = training.choose(recipe.train, device)
     model = models.load(recipe.model, head=job.head, labels=job.labels or None, seed=recipe.train.seed)
     adapted = adapt.adapt(model.module, recipe.method, head=job.head, new=model.new)
     precision.place(adapted.module)

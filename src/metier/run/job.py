@@ -69,7 +69,7 @@ def prepare(recipe: Recipe) -> Job:
     pack = evaluation.read_pack(recipe.evaluate.retention)
     shape = models.describe(recipe.model)
     head = tasks.head_for(recipe.task, models.describe_head(recipe.model))
-    splits = data.read(recipe.data, accepts=tasks.accepts(recipe.task))
+    splits = data.read(recipe.data, accepts=data.formats_for(recipe.task.kind))
     labels = class_labels(recipe, splits)
     tokenizer = models.load_tokenizer(recipe.model)
     task = tasks.build(

@@ -63,7 +63,7 @@ class Specialist:
         """The domain figures on the run's test rows, or on the rows of another file in the same format."""
         recipe = self.recipe
         section = recipe.data.model_copy(update={"test": file, "overlap": "allow"}) if file else recipe.data
-        splits = data.read(section, accepts=tasks.accepts(recipe.task))
+        splits = data.read(section, accepts=data.formats_for(recipe.task.kind))
         test = splits.test if file else measured_rows(splits.test, recipe.evaluate.rows, recipe.data.seed)
         settings = recipe.evaluate.model_copy(update={"baselines": False})
         measured = evaluation.measure(self.task, self.module, self.model.tokenizer, test, settings, (), base=None)

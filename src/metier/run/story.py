@@ -115,7 +115,7 @@ def _template_file(recipe: Recipe) -> str | None:
 def _set_up(job: Job, folder: RunFolder) -> Setup:
     recipe = job.recipe
     device = choose_device(recipe)
-    precision = training.choose(recipe.train.precision, device)
+    precision = training.choose(recipe.train, device)
     if precision.name == "bf16" and not isinstance(recipe.method, LoRAMethod):
         log.warn(training.PURE_BF16_WARNING)
     model = models.load(recipe.model, head=job.head, labels=job.labels or None, seed=recipe.train.seed)
@@ -234,8 +234,13 @@ def _evidence(
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command,
         setting=_setting(setup, adapted),
-        verdict=evaluation.verdict(
-            measures, before.baselines, cost, primary, confidence=confidence, language=recipe.export.language
+        verdict=report.verdict(
+            measures,
+            before.baselines,
+            cost,
+            primary,
+            confidence=confidence,
+            voice=report.Voice(recipe.export.language),
         ),
         primary=primary,
         measures=measures,

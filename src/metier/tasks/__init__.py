@@ -29,18 +29,7 @@ if TYPE_CHECKING:
     from metier.models.model import Head
     from metier.recipe import TaskSection
 
-__all__ = ["Answering", "Shown", "Task", "accepts", "build", "head_for", "score", "to_device"]
-
-FORMATS: dict[str, frozenset[str]] = {
-    "chat": frozenset({"messages", "sharegpt", "alpaca", "prompt"}),
-    "complete": frozenset({"text", "prompt"}),
-    "classify": frozenset({"label"}),
-}
-
-
-def accepts(section: TaskSection) -> frozenset[str]:
-    """Formats of rows that the task can learn from; known before any model is."""
-    return FORMATS[section.kind]
+__all__ = ["Answering", "Shown", "Task", "build", "head_for", "score", "to_device"]
 
 
 def head_for(section: TaskSection, native: Head) -> Head:

@@ -45,7 +45,6 @@ class Chat(TokenTask):
     too_long: Literal["refuse", "drop"]
     kind: str = "chat"
     unit: str = "token"
-    accepts: frozenset[str] = frozenset({"messages", "sharegpt", "alpaca", "prompt"})
     metrics: tuple[str, ...] = ("exact_match", "valid_json", "valid_schema", "tests_passed")
     retains: Literal["language", "encoder", "none"] = "language"
 

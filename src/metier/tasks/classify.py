@@ -58,7 +58,6 @@ class ClassifyByHead:
     max_tokens: int
     kind: str = "classify"
     unit: str = "row"
-    accepts: frozenset[str] = frozenset({"label"})
     metrics: tuple[str, ...] = ("accuracy", "macro_f1")
     retains: Literal["language", "encoder", "none"] = "encoder"
 
@@ -140,7 +139,6 @@ class ClassifyByWords(TokenTask):
     max_tokens: int
     kind: str = "classify"
     unit: str = "token"
-    accepts: frozenset[str] = frozenset({"label"})
     metrics: tuple[str, ...] = ("accuracy", "macro_f1")
     retains: Literal["language", "encoder", "none"] = "language"
 

@@ -52,7 +52,6 @@ class Complete(TokenTask):
     seed: int
     kind: str = "complete"
     unit: str = "token"
-    accepts: frozenset[str] = frozenset({"text", "prompt"})
     metrics: tuple[str, ...] = ("exact_match", "tests_passed", "edit_similarity")
     retains: Literal["language", "encoder", "none"] = "language"
 

@@ -51,7 +51,6 @@ class Task(Protocol[Example]):
     Attributes:
         kind: The recipe's word for it.
         unit: What `Loss.weight_B` counts, singular, as it is printed: "token", "row", "protein value".
-        accepts: Formats of rows that it can learn from.
         metrics: Names in the metric table that fit its answers; the first one decides.
         retains: What can be lost: a language model's general text, an encoder's sense of likeness, or nothing
             that we can measure.
@@ -62,9 +61,6 @@ class Task(Protocol[Example]):
 
     @property
     def unit(self) -> str: ...  # noqa: D102
-
-    @property
-    def accepts(self) -> frozenset[str]: ...  # noqa: D102
 
     @property
     def metrics(self) -> tuple[str, ...]: ...  # noqa: D102

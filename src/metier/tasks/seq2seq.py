@@ -56,7 +56,6 @@ class SequenceToSequence:
     too_long: Literal["refuse", "drop"]
     kind: str = "chat"
     unit: str = "token"
-    accepts: frozenset[str] = frozenset({"messages", "sharegpt", "alpaca", "prompt"})
     metrics: tuple[str, ...] = ("exact_match", "valid_json", "valid_schema", "tests_passed", "edit_similarity")
     retains: Literal["language", "encoder", "none"] = "none"
 

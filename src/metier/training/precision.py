@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from metier.recipe import TrainSection
+    from metier.recipe.train import PrecisionName
 
 PURE_BF16_WARNING = (
     "precision bf16 keeps the weights themselves in bf16: rounding to nearest then discards most of each update "
@@ -23,7 +26,7 @@ PURE_BF16_WARNING = (
 class Precision:
     """A resolved choice."""
 
-    name: Literal["fp32", "mixed", "bf16"]
+    name: PrecisionName
     device: torch.device
 
     def place(self, module: nn.Module) -> None:
@@ -37,9 +40,7 @@ class Precision:
         return nullcontext()
 
 
-def choose(asked: Literal["auto", "fp32", "mixed", "bf16"], device: torch.device) -> Precision:
-    """Resolve "auto": mixed on a GPU that has bf16, else fp32; a CPU gains nothing from bf16 without its own units."""
-    if asked != "auto":
-        return Precision(asked, device)
+def choose(section: TrainSection, device: torch.device) -> Precision:
+    """The recipe's precision on this device."""
     gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return Precision("mixed" if gpu else "fp32", device)
+    return Precision(section.precision_on(bf16_gpu=gpu), device)
