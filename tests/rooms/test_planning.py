@@ -361,7 +361,7 @@ class TestLearningRate:
             (FullMethod(), "causal", 6e8, 300, 3e-5),
             (FullMethod(), "causal", 7e9, 300, 2e-5),
             (FullMethod(), "causal", 14e9, 300, 1e-5),
-            (FullMethod(), "classifier", 22.7e6, 300, 1e-4),
+            (FullMethod(), "classifier", 22.7e6, 300, 4e-4),
             (FullMethod(), "classifier", 110e6, 300, 3e-5),
             (FreezeMethod(blocks=0), "classifier", 110e6, 300, 1e-3),
             (FreezeMethod(blocks=2), "classifier", 110e6, 300, 9e-5),

@@ -100,8 +100,9 @@ def _full(parameters: int, *, encoder: bool) -> tuple[float, str]:
 def _full_encoder(parameters: int) -> tuple[float, str]:
     if parameters < SMALL_ENCODER:
         return (
-            1e-4,
-            "small encoders stand more than the usual 3e-5; 5e-5 to 1e-4 is the range, the upper end is judgement",
+            4e-4,
+            "small encoders stand far more than the usual 3e-5: at 22 M parameters and 77 new classes one pass reached "
+            "48 % at 1e-4, 81 % at 4e-4, and 82 % at 1e-3 with half as much drift again",
         )
     if parameters <= 400_000_000:
         return 3e-5, "the usual rate for an encoder of 60 to 400 M parameters"
