@@ -299,7 +299,7 @@ class TestEncoder:
     def test_paraphrase_probe(self, encoder):
         items = [
             Item("1", "triple", "en", {"anchor": TEXTS[0], "same": TEXTS[0], "other": TEXTS[1]}),
-            Item("2", "triple", "en", {"anchor": TEXTS[0], "same": TEXTS[1], "other": TEXTS[0]}),
+            Item("2", "triple", "en", {"anchor": TEXTS[0], "same": TEXTS[1], "other": TEXTS[2]}),
         ]
         rows, vectors = retention.measure_encoder(*encoder, items)
         assert rows["paraphrase_en"].values.tolist() == [1, 0]

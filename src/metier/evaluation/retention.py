@@ -1,8 +1,8 @@
 """What tuning must not break, measured on items that have nothing to do with the domain.
 
 A causal language model: loss on general text and on general replies, a multiple-choice probe by likelihood, and how
-far its answers to the domain's prompts moved from the base's. An encoder: whether it still tells a paraphrase from a
-sentence with the same words, and how far its embeddings moved.
+far its answers to the domain's prompts moved from the base's. An encoder: whether it still finds the paraphrase of a
+sentence among the paraphrases of others, and how far its embeddings moved.
 
 Shapes: N scored tokens, V vocabulary, B texts, T tokens of the longest, H width of the embedding.
 """
@@ -160,7 +160,11 @@ def embeddings(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequ
 def measure_encoder(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, pack: Sequence[Item]
 ) -> tuple[dict[str, Rows], Tensor]:
-    """The paraphrase probe by language, and the embeddings of all its sentences."""
+    """Whether each sentence finds its own paraphrase among all, by language; and the embeddings of all sentences.
+
+    The sentences with the same words and another meaning only count for the embeddings: good encoders take them for
+    nearer than a paraphrase, so they would leave nothing to lose.
+    """
     triples = [item for item in pack if item.kind == "triple"]
     found: dict[str, Rows] = {}
     vectors = []
@@ -169,7 +173,7 @@ def measure_encoder(
         anchor, same, other = (
             embeddings(model, tokenizer, [item.keys[key] for item in mine]) for key in ("anchor", "same", "other")
         )
-        hits = ((anchor * same).sum(1) > (anchor * other).sum(1)).double().numpy()
+        hits = ((anchor @ same.T).argmax(dim=1) == torch.arange(len(mine))).double().numpy()
         name = LANGUAGES.get(language, language)
         found[f"paraphrase_{language}"] = _share_rows(f"Paraphrase probe, {name}", hits)
         vectors += [anchor, same, other]
@@ -181,15 +185,16 @@ def distance_rows(title: str, unit: Any, values: Any) -> Rows:
     return Rows(title, "retention", "distance", unit, False, values, np.ones_like(values))  # noqa: FBT003
 
 
-def perplexity_note(rows: Mapping[str, Rows]) -> tuple[str, ...]:
-    """A note where a general text is noise to the model, so that its loss says little."""
+def chance_notes(rows: Mapping[str, Rows]) -> tuple[str, ...]:
+    """A note for each probe that the base answers no better than chance: it has nothing to lose there."""
     notes = []
-    for language, name in LANGUAGES.items():
-        probe = rows.get(f"probe_{language}")
-        if probe is not None and probe.values.mean() < 0.25 + 2 * math.sqrt(0.25 * 0.75 / len(probe.values)):
-            notes.append(
-                f"the base model answers the {name} probe no better than chance: that row cannot show forgetting"
-            )
+    for name, probe in rows.items():
+        kind = name.partition("_")[0]
+        if kind in {"probe", "paraphrase"}:
+            n = len(probe.values)
+            chance = 0.25 if kind == "probe" else 1 / n
+            if probe.values.mean() < chance + 2 * math.sqrt(chance * (1 - chance) / n):
+                notes.append(f"{probe.title}: the base does no better than chance, so that row cannot show forgetting")
     return tuple(notes)
 
 

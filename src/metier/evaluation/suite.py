@@ -162,11 +162,11 @@ def _retention(
         if base is not None and "embeddings" in base.anchors:
             drift = 1 - (vectors * base.anchors["embeddings"]).sum(dim=1).double().numpy()
             rows["drift"] = retention.distance_rows("Embedding drift (1 - cosine)", "score", drift)
-        return rows, {} if base else {"embeddings": vectors}, ()
+        return rows, {} if base else {"embeddings": vectors}, () if base else retention.chance_notes(rows)
     rows = retention.measure_language(task, model, tokenizer, pack, batch_tokens=batch_tokens)
     if base is None:
         anchor = retention.log_probabilities(task, model, test, answers) if answers else None
-        return rows, {} if anchor is None else {"log_probabilities": anchor}, retention.perplexity_note(rows)
+        return rows, {} if anchor is None else {"log_probabilities": anchor}, retention.chance_notes(rows)
     if "log_probabilities" in base.anchors:
         tuned = retention.log_probabilities(task, model, test, base.answers)
         kl = retention.divergence(base.anchors["log_probabilities"], tuned)
