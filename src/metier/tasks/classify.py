@@ -43,8 +43,24 @@ class ClassRow:
     label: int
 
 
+class _Sorting:
+    """What both ways share: the text is the question, its class the answer."""
+
+    def question(self, record: Record) -> str:
+        """The text."""
+        return _labelled(record).text
+
+    def reference(self, record: Record) -> str:
+        """The class."""
+        return _labelled(record).label
+
+    def with_answer(self, record: Record, answer: str) -> Record:
+        """The row with another class."""
+        return replace(_labelled(record), label=answer)
+
+
 @dataclass(frozen=True)
-class ClassifyByHead:
+class ClassifyByHead(_Sorting):
     """Cross-entropy of a classification head.
 
     Attributes:
@@ -96,18 +112,6 @@ class ClassifyByHead:
         text = str(self.tokenizer.decode(example.ids))
         return Shown(example.where, ((f"{text} -> ", False), (self.labels[example.label], True)))
 
-    def question(self, record: Record) -> str:
-        """The text."""
-        return _labelled(record).text
-
-    def reference(self, record: Record) -> str:
-        """The class."""
-        return _labelled(record).label
-
-    def with_answer(self, record: Record, answer: str) -> Record:
-        """The row with another class."""
-        return replace(_labelled(record), label=answer)
-
     @torch.inference_mode()
     def answer(self, model: nn.Module, records: Sequence[Record], how: Answering) -> list[str]:
         """The class with the highest score."""
@@ -123,7 +127,7 @@ class ClassifyByHead:
 
 
 @dataclass(frozen=True)
-class ClassifyByWords(TokenTask):
+class ClassifyByWords(_Sorting, TokenTask):
     """A causal model writes the label's name; the most likely label is its answer.
 
     Attributes:
@@ -156,18 +160,6 @@ class ClassifyByWords(TokenTask):
             ids = [*prompt_T.tolist(), *label_T.tolist()]
             made.append(causal.token_row(row.where, ids, learnt_from=len(prompt_T)))
         return made
-
-    def question(self, record: Record) -> str:
-        """The text."""
-        return _labelled(record).text
-
-    def reference(self, record: Record) -> str:
-        """The class."""
-        return _labelled(record).label
-
-    def with_answer(self, record: Record, answer: str) -> Record:
-        """The row with another class."""
-        return replace(_labelled(record), label=answer)
 
     def prompt(self, record: Labelled) -> Tensor:
         """Token ids of the filled template; the text is cut where the whole would be too long."""
