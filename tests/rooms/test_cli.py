@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -510,7 +511,7 @@ class TestRuns:
             "chat": "finished", "classify": "finished", "complete": "finished", "started": "unfinished", "broken": "unreadable"
         }  # fmt: skip
         assert found["started"]["next"].startswith(f"metier train {started / 'job.resolved.yaml'}")
-        assert found["chat"]["result"]
+        assert re.fullmatch(r"Exact match [\d.]+ % -> [\d.]+ %", found["chat"]["result"])
         shown = metier("runs", tmp_path)
         assert shown.code == 0
         assert "started" in shown.out

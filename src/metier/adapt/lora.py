@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from metier.adapt.adapted import Adapted, finish
 from metier.core import Fault, ModelError, RecipeError
 from metier.core.files import storage_error
+from metier.models.silence import quiet
 from metier.models.structure import head_names, linears, output_layer
 
 if TYPE_CHECKING:
@@ -65,9 +65,7 @@ def adapt(
         fan_in_fan_out=_is_transposed(module, names),
         bias="none",
     )
-    with warnings.catch_warnings():
-        # peft reads names that transformers has deprecated; the user can do nothing about it.
-        warnings.simplefilter("ignore", FutureWarning)
+    with quiet():  # peft reads names that transformers has deprecated; the user can do nothing about it
         wrapped: Any = get_peft_model(module, config)  # type: ignore[arg-type]
     wrapped.peft_config["default"].base_model_name_or_path = base_name
     said = "every linear layer but the head" if method.targets == "auto" else ", ".join(method.targets)
@@ -99,7 +97,8 @@ def load_adapter(module: nn.Module, folder: Path) -> nn.Module:
     from safetensors import SafetensorError
 
     try:
-        wrapped: nn.Module = PeftModel.from_pretrained(module, str(folder))  # type: ignore[arg-type]
+        with quiet():
+            wrapped: nn.Module = PeftModel.from_pretrained(module, str(folder))  # type: ignore[arg-type]
     except SafetensorError as error:
         raise ModelError(
             f"the adapter's file is damaged: {error}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from metier.core import MetierError
+from metier.core.evidence import Evidence
+from metier.report import Voice, plain
 from metier.run.folder import RunFolder, find_runs
+
+WIDE = 160
+"""Columns of a table that no terminal shows."""
 
 
 def rows(root: Path) -> list[dict[str, Any]]:
@@ -21,13 +26,14 @@ def rows(root: Path) -> list[dict[str, Any]]:
 
 def show(found: Sequence[dict[str, Any]], root: Path) -> None:
     """A table; runs that can go on come with the command."""
-    console = Console(highlight=False)
+    # Into a pipe or a file lines may be long; on a terminal they end where it does.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
     if not found:
         console.print(f"no runs below {root}")
         return
     table = Table(box=None, pad_edge=False)
     for title in ("run", "state", "task", "method", "base", "result"):
-        table.add_column(title, overflow="fold")
+        table.add_column(title, overflow="fold" if title == "run" else "ellipsis", no_wrap=title != "run")
     for row in found:
         table.add_row(*(str(row[key] or "") for key in ("run", "state", "task", "method", "base", "result")))
     console.print(table)
@@ -52,8 +58,12 @@ def _row(run: RunFolder) -> dict[str, Any]:
 
 
 def _result(run: RunFolder) -> str:
+    """The figure that decides, before and after."""
     try:
-        evidence = json.loads(run.evidence.read_text("utf-8"))
-        return str(evidence["verdict"][0])
-    except (OSError, ValueError, KeyError, IndexError):
-        return ""
+        evidence = Evidence.model_validate_json(run.evidence.read_text("utf-8"))
+    except (OSError, ValueError):
+        return "evidence.json is damaged"
+    voice = Voice("en")
+    main = next(measure for measure in evidence.measures if measure.name == evidence.primary)
+    before = f"{voice.amount(main.before.value, main.unit)} -> " if main.before else ""
+    return plain(f"{voice.measure(main)} {before}{voice.amount(main.after.value, main.unit)}")
