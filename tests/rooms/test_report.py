@@ -1082,3 +1082,64 @@ class TestInChromium:
         width, window = map(int, re.search(r"<title>(\d+)/(\d+)</title>", document).groups())
         assert window <= 500
         assert width <= window
+
+
+# ------------------------------------------------------------------------------------------------ the verdict
+
+
+def sentences(voice, *measures, baselines=()):
+    cost = Cost(
+        phases=(Phase(name="train", wall_seconds=125.0, cpu_seconds=250.0, peak_memory_bytes=2_300_000_000),),
+        tokens_per_second=200.0,
+        steps=10,
+        best_step=10,
+        parameters_moved=4_900_000,
+        parameters_total=139_400_000,
+        bytes_on_disk=1,
+    )
+    return report.verdict(measures, baselines, cost, measures[0].name, confidence=0.95, voice=voice)
+
+
+def moved(name, before, after, half, verdict, **more):
+    return measure(
+        name, name.capitalize(), estimate(before), estimate(after), estimate(after - before, half), verdict, **more
+    )
+
+
+LOSS = {"unit": "nats", "up": False}
+
+
+def test_the_verdict_says_what_was_gained_what_was_lost_and_what_it_cost():
+    gain = moved("exact_match", 0.0, 0.93, 0.05, "better")
+    lost = moved("text_en", 3.54, 4.083, 0.06, "worse", group="retention", **LOSS)
+    told = sentences(EN, gain, lost)
+    assert told[0] == (
+        "Tuning helped: Exact_match went from 0.0 % to 93.0 % (+93.0 points, 95 % interval +88.0 points to +98.0 points)."
+    )
+    assert told[1:] == (
+        "It cost general ability: Text_en 3.540 to 4.083.",
+        "4.9 M of 139.4 M parameters moved, in 2 min 5 s of training with at most 2.3 GB.",
+    )
+    assert "完全匹配" in sentences(ZH, gain, lost)[0]
+
+
+def test_where_the_figure_is_unmoved_the_loss_may_still_tell_of_learning():
+    unmoved = moved("exact_match", 0.0, 0.04, 0.08, "no clear change")
+    fell = moved("loss", 1.4, 0.857, 0.05, "better", **LOSS)
+    assert "from 1.400 to 0.857 nats" in sentences(EN, unmoved, fell)[1]
+    assert len(sentences(EN, unmoved, moved("loss", 1.4, 1.39, 0.05, "no clear change", **LOSS))) == 3
+    assert len(sentences(EN, moved("exact_match", 0.0, 0.5, 0.08, "better"), fell)) == 3
+
+
+def test_a_cheap_way_that_does_as_well_is_named_as_such():
+    cheap = Baseline(
+        name="linear_words",
+        title="Linear model on words",
+        how="-",
+        seconds=0.1,
+        figures=(Figure(name="accuracy", estimate=share(0.92, 0.89, 0.94)),),
+    )
+    tuned = moved("accuracy", 0.5, 0.9, 0.05, "better")
+    assert "does as well or better: Linear model on words reaches 92.0 %" in sentences(EN, tuned, baselines=[cheap])[1]
+    better = moved("accuracy", 0.5, 0.95, 0.05, "better")
+    assert sentences(EN, better, baselines=[cheap])[1].startswith("The best cheap alternative")

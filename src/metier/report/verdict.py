@@ -15,6 +15,7 @@ WORDS = {
         "worse": "Tuning hurt: {title} went from {before} to {after} ({change}, {confidence} interval {low} to {high}).",
         "no clear change": "No clear effect: {title} went from {before} to {after} ({change}, {confidence} interval {low} to {high}, which includes none).",
         "not compared": "{title} after tuning is {after} ({confidence} interval {low} to {high}); the base cannot do this task, its output layer is new.",
+        "learnt": "The loss on the answers did fall, from {before} to {after} nats: something was learnt that this figure does not show.",
         "cheap wins": "A cheap alternative does as well or better: {baseline} reaches {figure}.",
         "cheap loses": "The best cheap alternative, {baseline}, reaches {figure}.",
         "kept": "Nothing measurable was lost on the {n} retention measures.",
@@ -29,6 +30,7 @@ WORDS = {
         "worse": "微调有害：{title}从 {before} 变为 {after}（变化 {change}，{confidence} 区间 {low} 至 {high}）。",
         "no clear change": "没有明确效果：{title}从 {before} 变为 {after}（变化 {change}，{confidence} 区间 {low} 至 {high}，包含零）。",
         "not compared": "微调后{title}为 {after}（{confidence} 区间 {low} 至 {high}）；基座模型的输出层是新建的，无法直接完成此任务。",
+        "learnt": "答案上的损失确有下降，从 {before} 到 {after} nats：学到了一些该指标未反映的东西。",
         "cheap wins": "廉价方案不逊于微调：{baseline}达到 {figure}。",
         "cheap loses": "最好的廉价方案（{baseline}）达到 {figure}。",
         "kept": "{n} 项保持度指标均未见可测的损失。",
@@ -54,6 +56,7 @@ def verdict(
     main = next(measure for measure in measures if measure.name == primary)
     found = (
         _gain(main, voice, confidence),
+        _learnt(main, measures, voice),
         _cheap(main, baselines, voice),
         _retention(measures, voice),
         _cost(cost, voice),
@@ -73,6 +76,15 @@ def _gain(main: Measure, voice: Voice, confidence: float) -> str:
         high=amount(interval.high, main.unit),
         confidence=voice.coverage(confidence),
     )
+
+
+def _learnt(main: Measure, measures: Sequence[Measure], voice: Voice) -> str | None:
+    """What to say where the figure that decides is unmoved and the loss, which sees smaller steps, is not."""
+    loss = next((measure for measure in measures if measure.name == "loss"), None)
+    if main.verdict != "no clear change" or loss is None or loss.verdict != "better":
+        return None
+    after = voice.amount(loss.after.value, loss.unit)
+    return WORDS[voice.language]["learnt"].format(before=_before(loss, voice), after=after)
 
 
 def _cheap(main: Measure, baselines: Sequence[Baseline], voice: Voice) -> str | None:

@@ -52,7 +52,7 @@ class Complete(TokenTask):
     seed: int
     kind: str = "complete"
     unit: str = "token"
-    metrics: tuple[str, ...] = ("exact_match", "tests_passed", "edit_similarity")
+    metrics: tuple[str, ...] = ("tests_passed", "edit_similarity", "exact_match")
     retains: Literal["language", "encoder", "none"] = "language"
 
     def encode(self, records: Sequence[Record], *, training: bool) -> list[TokenRow]:
