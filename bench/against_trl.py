@@ -30,6 +30,7 @@ def rows(path: str) -> list[dict[str, str]]:
 def run_metier(model: str, data: str, method: str, batch: int, steps: int, skip: int) -> dict[str, float]:
     """Train with metier's loop; returns tokens and seconds of the counted steps."""
     from metier.adapt import adapt
+    from metier.core import heap
     from metier.data import Completion
     from metier.models import load
     from metier.recipe import AdamW, ChatTask, Constant, FullMethod, LoRAMethod, ModelSection, TrainSection
@@ -43,15 +44,16 @@ def run_metier(model: str, data: str, method: str, batch: int, steps: int, skip:
     examples = task.encode(records, training=True)
     chosen = LoRAMethod(rank=8) if method == "lora" else FullMethod()
     module = adapt(loaded.module, chosen, head="causal").module
-    section = TrainSection(batch_size=batch, max_steps=steps)
+    section = TrainSection(batch_size=batch, max_steps=steps, precision="fp32")
     optimizer = build_optimizer(AdamW(), module, learning_rate=1e-4, adapters=method == "lora")
     schedule = build_schedule(Constant(), optimizer, total_steps=steps, steps_per_epoch=steps)
     import torch
 
     order = cut_steps([task.size(example) for example in examples], section, last=steps)
-    precision = choose(TrainSection(precision="fp32"), torch.device("cpu"))
-    records_ = list(fit(module, task, examples, order, optimizer, schedule, precision=precision, max_grad_norm=1.0))
-    counted = records_[skip:]
+    precision = choose(section, torch.device("cpu"))
+    with heap.kept():
+        taken = list(fit(module, task, examples, order, optimizer, schedule, precision=precision, max_grad_norm=1.0))
+    counted = taken[skip:]
     return {"tokens": sum(r.tokens for r in counted), "seconds": sum(r.seconds for r in counted)}
 
 

@@ -23,6 +23,7 @@ from metier.core.files import write_text
 from metier.core.log import note
 from metier.evaluation import statistics
 from metier.recipe import dump, parse
+from metier.render.screen import screen
 from metier.report import Voice, compare_table, plain, write_comparison
 
 SYSTEM = "Reply in JSON."
@@ -66,9 +67,7 @@ class Result:
 
     def show(self) -> None:
         """The table, the verdict, the report."""
-        from rich.console import Console
-
-        console = Console(highlight=False)
+        console = screen()
         console.print(compare_table([(TITLES[name], evidence) for name, evidence in self.evidences.items()]))
         for sentence in self.verdict:
             console.print(plain(sentence), markup=False)

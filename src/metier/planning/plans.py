@@ -171,7 +171,7 @@ def plan(
         methods=methods,
         recommended=recommended,
         recommendation=why,
-        notes=_notes(steps, flops_per_second),
+        notes=_notes(steps, flops_per_second, methods),
     )
 
 
@@ -314,7 +314,7 @@ def _share_of(peak_bytes: int, machine: Machine) -> float:
     return peak_bytes / machine.memory_bytes if machine.memory_bytes else 0.0
 
 
-def _notes(steps: int, flops_per_second: float | None) -> tuple[str, ...]:
+def _notes(steps: int, flops_per_second: float | None, methods: Sequence[MethodPlan]) -> tuple[str, ...]:
     notes = ["memory is an estimate by formula, within 10 % for half of 58 published runs; a probe measures it"]
     if flops_per_second is None:
         notes.append("no times: the speed of this machine was not measured")
@@ -324,5 +324,6 @@ def _notes(steps: int, flops_per_second: float | None) -> tuple[str, ...]:
         )
     if steps < 100:
         notes.append(f"{steps} optimizer steps are few: below 100 there are too few updates, 200 or more are better")
-    notes.append("QLoRA is shown for comparison: it needs a CUDA device and bitsandbytes")
+    if any(method.kind == "qlora" for method in methods):
+        notes.append("QLoRA is shown for comparison: it needs a CUDA device and bitsandbytes")
     return tuple(notes)

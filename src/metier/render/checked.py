@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.text import Text
+
+from metier.render.screen import screen
 
 if TYPE_CHECKING:
     from metier.run import Job
@@ -36,7 +37,7 @@ def as_json(job: Job) -> dict[str, Any]:
 
 def show(job: Job) -> None:
     """The check for people: learnt text is bold and underlined on a terminal, and stands in [[ ]] elsewhere."""
-    console = Console(highlight=False)
+    console = screen()
     splits = job.splits
     console.print(f"{job.recipe.data.train}: {splits.reason}", markup=False)
     rows = f"{len(splits.train)} training, {len(splits.validation)} validation, {len(splits.test)} test"

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from metier.core import MetierError
 from metier.core.evidence import Evidence
+from metier.render.screen import screen
 from metier.report import Voice, plain
 from metier.run.folder import RunFolder, find_runs
-
-WIDE = 160
-"""Columns of a table that no terminal shows."""
 
 
 def rows(root: Path) -> list[dict[str, Any]]:
@@ -26,8 +22,7 @@ def rows(root: Path) -> list[dict[str, Any]]:
 
 def show(found: Sequence[dict[str, Any]], root: Path) -> None:
     """A table; runs that can go on come with the command."""
-    # Into a pipe or a file lines may be long; on a terminal they end where it does.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    console = screen()
     if not found:
         console.print(f"no runs below {root}")
         return

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from metier.core import Fault, GateError, MetierError, RecipeError
 from metier.core.evidence import Measure
+from metier.render.screen import screen
 from metier.report import Voice, plain
 
 
@@ -23,7 +23,7 @@ def show(measures: Sequence[Measure]) -> None:
         found = measure.after
         figures = [plain(voice.amount(value, measure.unit)) for value in (found.value, found.low, found.high)]
         table.add_row(measure.title, *figures, str(found.n))
-    Console(highlight=False).print(table)
+    screen().print(table)
 
 
 def read_gates(wanted: Sequence[str]) -> dict[str, float]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
+from metier.render.screen import screen
 from metier.report import Voice
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def show(plan: Plan) -> None:
     """One line a method, then the recommendation and what the figures do not know."""
-    console, voice = Console(highlight=False), Voice("en")
+    console, voice = screen(), Voice("en")
     memory = f"{voice.size(plan.machine.memory_bytes)} free" if plan.machine.memory_bytes else "memory unknown"
     console.print(f"{plan.rows:,} rows, {plan.tokens:,} tokens in {plan.steps:,} steps, {plan.precision}; {memory}")
     table = Table(box=None, pad_edge=False)
