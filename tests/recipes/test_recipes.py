@@ -15,6 +15,7 @@ from metier.recipe import ChatTask, ClassifyTask, Recipe, load
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+JOBS = sorted((ROOT / "docs" / "evidence" / "jobs").glob("*.yaml"))
 TEAMS = ("billing", "delivery", "returns")
 TINY_MIDDLE = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
@@ -79,7 +80,7 @@ def test_are_at_most_a_dozen():
     assert 1 <= len(RECIPES) <= 12
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*RECIPES, *JOBS], ids=lambda path: path.stem)
 class TestRecipe:
     def test_reads_as_it_stands(self, path):
         recipe = load(path)
