@@ -237,8 +237,8 @@ def test_one_class_is_refused(tmp_path):
 def test_a_text_under_two_labels_is_noted(tmp_path):
     rows = [*labelled(50), labelled(50)[7] | {"label": "class0"}]
     notes = read(DataSection(train=write(tmp_path, rows)), accepts=CLASSIFY).notes
-    assert any("1 row repeat another row word for word" in note for note in notes)
-    assert any("1 text stand under more than one label" in note for note in notes)
+    assert any("1 row repeats another row word for word" in note for note in notes)
+    assert any("1 text stands under more than one label" in note for note in notes)
 
 
 def test_a_label_that_stands_in_its_text_is_refused(tmp_path):

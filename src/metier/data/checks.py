@@ -119,9 +119,11 @@ def repeats(side: Side) -> list[str]:
         answers.setdefault(normalised(asked(row)), set()).add(answer(row) if isinstance(row, Labelled) else None)
     notes = []
     if (again := len(side.records) - len(answers)) > 0:
-        notes.append(f"{side.file}: {count(again, 'row')} repeat another row word for word.")
+        repeat = "repeats" if again == 1 else "repeat"
+        notes.append(f"{side.file}: {count(again, 'row')} {repeat} another row word for word.")
     if torn := sum(len(labels) > 1 for labels in answers.values()):
-        notes.append(f"{side.file}: {count(torn, 'text')} stand under more than one label.")
+        stand = "stands" if torn == 1 else "stand"
+        notes.append(f"{side.file}: {count(torn, 'text')} {stand} under more than one label.")
     return notes
 
 
