@@ -7,10 +7,10 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 """Names of the settings. Source: malloc.h of the GNU C library."""
-_DEFAULT_TRIM, _DEFAULT_MMAPS = 128 * 1024, 65536
-"""What they are at the start of a process. Source: mallopt(3)."""
+_USUAL = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}
+"""What the library itself arrives at once large blocks come and go. Source: mallopt(3), M_MMAP_THRESHOLD."""
 
 
 @contextmanager
@@ -30,6 +30,6 @@ def kept() -> Iterator[None]:
     try:
         yield
     finally:
-        library.mallopt(_MMAP_MAX, _DEFAULT_MMAPS)
-        library.mallopt(_TRIM_THRESHOLD, _DEFAULT_TRIM)
+        for setting, value in _USUAL.items():
+            library.mallopt(setting, value)
         library.malloc_trim(0)
