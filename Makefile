@@ -1,7 +1,7 @@
 # make demo   set everything up from nothing and run the demo
 # make test   set everything up from nothing and run every check and test
 # make check  the fast gate: format, lint, types, layers, security of the source
-# make bench  measure the planner and the training speed on this machine
+# make bench  measure the planner and the training speeds on this machine
 # make clean  remove the environment and what the tools left behind
 #
 # PYTHON=python3.12                       another interpreter, 3.11 or newer
@@ -31,6 +31,7 @@ check: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python bench/planner.py --measure
 	$(BIN)/python bench/against_trl.py
+	$(BIN)/python bench/sctranslator.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
