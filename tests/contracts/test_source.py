@@ -192,7 +192,7 @@ class TestPublicNames:
     def test_are_what_they_are(self):
         assert sorted(metier.__all__) == [
             "BusyError", "DataError", "DivergedError", "Evidence", "InterruptedRunError", "MetierError", "ModelError", "Recipe",
-            "RecipeError", "Run", "StorageError", "UnsafeError", "__version__", "check", "init", "load", "plan", "resolve", "train",
+            "RecipeError", "Run", "StorageError", "UnsafeError", "ValueTask", "__version__", "check", "init", "load", "plan", "resolve", "train",
         ]  # fmt: skip
 
     @pytest.mark.parametrize("name", metier.__all__)

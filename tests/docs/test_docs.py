@@ -16,6 +16,7 @@ import pytest
 import tiny
 import typer.main
 import yaml
+from made_cells import synthetic, write_h5mu
 
 import metier
 from metier.cli import app
@@ -27,7 +28,8 @@ SOURCE = ROOT / "src" / "metier"
 TOP = [ROOT / name for name in ("README.md", "README.zh-CN.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "llms.txt")]
 PAGES = [*TOP, *sorted((ROOT / "docs").rglob("*.md")), *sorted((SOURCE / "assets").rglob("*.md"))]
 COMMAND: Any = typer.main.get_command(app)
-TASKS = ("chat", "complete", "classify")
+TASKS = ("chat", "complete", "classify", "cells")
+EXAMPLE = (ROOT / "docs/examples/yields.py").read_text("utf-8")
 
 
 def named(path: Path) -> str:
@@ -139,14 +141,25 @@ def workplace(tmp_path_factory):
     tree["train"] |= {"max_steps": 2, "batch_size": 4, "evaluations": 1}
     tree["evaluate"] |= {"rows": 3, "max_new_tokens": 4, "retention": "off"}
     (root / "job.yaml").write_text(yaml.safe_dump(tree), "utf-8")
+    rna, proteins = synthetic(cells=90)
+    write_h5mu(root / "data" / "pbmc10k.h5mu", rna=rna, prot=proteins)
+    rna.write_h5ad(root / "data" / "cells.h5ad")
+    pretrain = yaml.safe_load((ROOT / "recipes/cells/cells_pretrain.yaml").read_text("utf-8"))
+    pretrain["train"] |= {"epochs": 1}
+    pretrain["export"] |= {"folder": "runs/cells"}
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(root):
         patch.setenv("METIER_CACHE", str(root / "cache"))
         metier.train("job.yaml")
+        metier.train(pretrain)
         (root / "runs" / "chat").symlink_to(root / "runs" / "job")
         yield root
 
 
-@pytest.mark.parametrize("text", every("python"))
+def test_the_whole_example_is_shown():
+    assert EXAMPLE in blocks(ROOT / "docs/how-to/own-network.md", "python")
+
+
+@pytest.mark.parametrize("text", [shown for shown in every("python") if shown.values[0] != EXAMPLE])
 def test_every_snippet_runs(text, workplace, capsys):
     with contextlib.chdir(workplace):
         exec(compile(text, "snippet", "exec"), {})
@@ -263,11 +276,12 @@ FORBIDDEN = re.compile(
 
 
 def written() -> list[Path]:
-    """What people wrote: every text file but data and generated figures."""
+    """What people wrote: every text file but data, generated figures and the names of packages."""
     kinds = {".py", ".md", ".yaml", ".txt", ".toml", ".html", ".css", ".cff", ".json"}
     folders = [ROOT / name for name in ("src", "tests", "docs", "bench", "recipes")]
     found = [path for folder in folders for path in folder.rglob("*") if path.suffix in kinds]
-    return [*found, *ROOT.glob("*.*"), ROOT / "Makefile"]
+    top = [path for path in ROOT.glob("*.*") if path.name != "constraints.txt"]
+    return [*found, *top, ROOT / "Makefile"]
 
 
 def test_speaks_of_itself_alone():
@@ -301,6 +315,9 @@ def test_the_tested_set_satisfies_what_the_project_asks_for():
     )
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
-    for line in [*project["dependencies"], *extras["demo"], *extras["schema"], *extras["dev"]]:
+    for line in [
+        *project["dependencies"],
+        *(line for name in ("demo", "schema", "bio", "dev") for line in extras[name]),
+    ]:
         wanted = Requirement(line)
         assert pins[wanted.name.lower()] in wanted.specifier, line

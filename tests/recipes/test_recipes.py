@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 import yaml
 
 import metier
 from metier import demo
+from metier.models import sctranslator
 from metier.recipe import ChatTask, ClassifyTask, Recipe, load
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+CELLS = sorted((ROOT / "recipes" / "cells").glob("*.yaml"))
 JOBS = sorted((ROOT / "docs" / "evidence" / "jobs").glob("*.yaml"))
 TEAMS = ("billing", "delivery", "returns")
 TINY_MIDDLE = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -92,6 +95,33 @@ class TestRecipe:
         assert run.report.is_file()
         assert run.evidence.cost.steps == 2
         assert (run.path / "merged").is_dir() == load(path).export.merge
+
+
+@pytest.fixture(scope="module")
+def cells(place):
+    """A table of cells with ids, a pretrained network and an scTranslator, where the recipes look for them."""
+    from made_cells import synthetic, write_h5mu
+
+    for folder in ("data", "checkpoints"):
+        (place / folder).mkdir()
+    rna, proteins = synthetic(cells=90)
+    rna.var["my_Id"], proteins.var["my_Id"] = range(1, 41), range(41, 47)
+    rna.obs = rna.obs.rename(columns={"Donor_ID": "patient", "celltype.l1": "annotation"})
+    for name in ("pbmc10k", "donors", "cells"):
+        write_h5mu(place / "data" / f"{name}.h5mu", rna=rna, prot=proteins)
+    shape = sctranslator.Shape(8, 40, 8, 16, vocabulary=60, heads=2, head_dim=4, features=12)
+    torch.save(sctranslator.to_original(sctranslator.ScTranslator(shape)), place / "checkpoints/scTranslator_2M.pt")
+    return place
+
+
+@pytest.mark.parametrize("path", CELLS, ids=lambda path: path.stem)
+def test_recipes_for_cells_run(path, cells, monkeypatch):
+    monkeypatch.chdir(cells)
+    recipe = load(path)
+    assert recipe.export.folder == f"runs/{path.stem}"
+    assert path.read_text("utf-8").startswith("# ")
+    run = metier.train(recipe, "train.max_steps=2", "train.evaluations=1", "evaluate.rows=20")
+    assert run.evidence.cost.steps == 2
 
 
 @pytest.mark.parametrize("method", demo.METHODS)

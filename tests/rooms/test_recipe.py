@@ -241,7 +241,7 @@ def test_all_faults_are_told_at_once(refused):
 def test_a_missing_section_is_named_with_its_meaning(refused):
     faults = refused("model: {base: demo}\n")
     assert [fault.what for fault in faults] == ["data is missing", "task is missing"]
-    assert "chat, complete or classify" in faults[1].hint
+    assert "chat, complete, classify, cells or own" in faults[1].hint
 
 
 def test_a_key_that_stands_twice_is_refused(refused, tmp_path):
@@ -291,7 +291,7 @@ def test_deep_nesting_is_refused_at_once(refused):
 
 def test_a_task_without_a_kind_is_told_the_kinds(refused):
     (fault,) = refused(MINIMAL.replace("task: chat", "task: {max_tokens: 9}"))
-    assert (fault.what, fault.hint) == ("task has no known kind", "one of chat, complete, classify")
+    assert (fault.what, fault.hint) == ("task has no known kind", "one of chat, complete, classify, cells, own")
 
 
 def test_a_section_without_a_kind_is_of_the_usual_one(write):

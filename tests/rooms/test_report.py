@@ -8,6 +8,7 @@ import json
 import math
 import random
 import re
+import statistics
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,15 +20,17 @@ from metier import report
 from metier.core.evidence import (
     Answer,
     Baseline,
+    Breakdown,
     Cost,
     Estimate,
     Evidence,
     Figure,
     Measure,
     Phase,
+    Scatter,
     Setting,
 )
-from metier.report import answers, charts, curves, figures, page
+from metier.report import answers, charts, curves, figures, page, places
 from metier.report.voice import Voice
 from metier.report.words import WORDS
 
@@ -414,11 +417,173 @@ def nasty_evidence(**changes):
     return rich_evidence(**{**facts, **changes})
 
 
+PROTEINS = (
+    "CD3",
+    "CD4",
+    "CD8a",
+    "CD11b",
+    "CD14",
+    "CD15",
+    "CD16",
+    "CD19",
+    "CD20",
+    "CD25",
+    "CD45RA",
+    "CD45RO",
+    "CD56",
+    "CD127",
+)
+CELL_TYPES = ("CD4 T", "CD8 T", "B", "NK", "CD14 monocyte", "CD16 monocyte", "dendritic", "platelet")
+
+
+def within(value, n, interval="delta, on Fisher's z"):
+    """A correlation with Fisher's interval."""
+    if n < 4:
+        return Estimate(value=value, low=value, high=value, n=n, interval="none: one row")
+    half = 1.96 / math.sqrt(n - 3)
+    ends = (math.tanh(math.atanh(value) + side * half) for side in (-1, 1))
+    return Estimate(value=value, low=next(ends), high=next(ends), n=n, interval=interval)
+
+
+def target_part(name, skill, draw, n=400):
+    """One target's breakdown and points; a skill of None is a target that never varies."""
+    measured = [1.5 if skill is None else draw.gauss(1.5, 1) for _ in range(n)]
+    predicted = [1.4 + draw.gauss(0, 0.1) if skill is None else skill * y + draw.gauss(0.5, 0.4) for y in measured]
+    points = {"measured": [round(y, 4) for y in measured], "predicted": [round(y, 4) for y in predicted]}
+    error = math.sqrt(statistics.fmean((x - y) ** 2 for x, y in zip(measured, predicted, strict=True)))
+    r = None if skill is None else statistics.correlation(measured, predicted)
+    part = Breakdown(
+        by="protein",
+        key=name,
+        n=n,
+        pearson=None if r is None else within(r, n),
+        ccc=None if r is None else within(0.93 * r, n),
+        rmse=estimate(error, 0.05 * error, n),
+        note="" if r is not None else "constant",
+    )
+    return part, Scatter(key=name, n=17 * n, **points)
+
+
+def group_part(by, key, n, value, targets):
+    if n < 10:
+        return Breakdown(by=by, key=key, n=n, pearson=None, ccc=None, rmse=None, note="fewer than 10 rows")
+    return Breakdown(
+        by=by,
+        key=key,
+        n=n,
+        pearson=within(value, targets, "t"),
+        ccc=within(0.9 * value, targets, "t"),
+        rmse=estimate(0.4, 0.1),
+    )
+
+
+def number_measures(names, rows):
+    listed = [
+        ("pearson_target", "Pearson per protein", 0.681, 0.688, 0.012, True, names),
+        ("spearman_target", "Spearman per protein", 0.644, 0.671, 0.011, True, names),
+        ("ccc_target", "Concordance (CCC) per protein", 0.421, 0.652, 0.024, True, names),
+        ("rmse_target", "RMSE per protein", 0.97, 0.294, 0.058, False, names),
+        ("pearson_row", "Pearson per cell", 0.861, 0.944, 0.004, True, rows),
+        ("rmse_row", "RMSE per cell", 1.02, 0.31, 0.02, False, rows),
+        ("cosine", "Cosine similarity per cell", 0.933, 0.981, 0.003, True, rows),
+        ("mse", "Mean squared error", 12.46, 0.0864, 0.35, False, rows),
+    ]
+    kept = [
+        ("general_pearson_target", "Pearson per protein, pretraining set", 0.891, 0.812, 0.02, True, names),
+        ("general_rmse_target", "RMSE per protein, pretraining set", 0.331, 0.402, 0.03, False, names),
+        ("general_mse", "Mean squared error, pretraining set", 0.1096, 0.1616, 0.09, False, rows),
+    ]
+    found = []
+    for group, lines in (("domain", listed), ("retention", kept)):
+        for name, title, old, new, half, up, n in lines:
+            better = new - old if up else old - new
+            verdict = "no clear change" if abs(better) <= half else "better" if better > 0 else "worse"
+            change = estimate(new - old, half, n)
+            given = estimate(old, half, n), estimate(new, half, n), change
+            found.append(measure(name, title, *given, verdict, group=group, unit="score", up=up))
+    far = estimate(1.21, 0.08, rows)
+    title = "Drift of the answers (mean squared)"
+    drift = measure("drift", title, None, far, None, "not compared", group="retention", unit="score", up=False)
+    return (*found, drift)
+
+
+def cheap(name, title, pearson, error):
+    figures_of = (("pearson_target", pearson, 0.03), ("rmse_target", error, 0.04))
+    given = tuple(Figure(name=key, estimate=estimate(value, half, 14)) for key, value, half in figures_of)
+    return Baseline(name=name, title=title, how="fitted on the training rows: 5 folds", seconds=1.2, figures=given)
+
+
+CHEAP = (
+    cheap("mean_profile", "Mean profile", 0.0, 0.376),
+    cheap("calibrated", "Pretrained, calibrated only", 0.681, 0.295),
+    cheap("pls", "Partial least squares", 0.629, 0.308),
+)
+
+
+def numbers_evidence(skills=None, *, types=CELL_TYPES, donors=("P3", "P4"), task="cells", **changes):
+    """A model of numbers: one skill for each target."""
+    draw = random.Random(3)
+    skills = dict(zip(PROTEINS, (0.05 + 0.06 * i for i in range(14)), strict=True)) if skills is None else skills
+    made = [target_part(name, skill, draw) for name, skill in skills.items()]
+    groups = [
+        ("cell_type", key, 4 if key == "platelet" else 900 // (i + 1), 0.62 - 0.8 * i / len(types))
+        for i, key in enumerate(types)
+    ]
+    groups += [("donor", key, 1700 - 300 * i, 0.71 - 0.04 * i) for i, key in enumerate(donors)]
+    measures = number_measures(len(skills), 3400)
+    rows = [
+        Answer(
+            where=f"test.h5mu: AAACCTG{i}-1",
+            prompt=f"{800 + i} of 4,000 genes: MALAT1 {90 + i}, B2M 71, TMSB4X 45 ...",
+            reference="CD3 2.10, CD4 0.31",
+            before="CD3 4.02, CD4 1.96",
+            after="CD3 2.02, CD4 0.40",
+            before_right=None,
+            after_right=None,
+        )
+        for i in range(12)
+    ]
+    names = ("load", "measure before", "calibrate", "train", "measure after", "save")
+    usual = rich_evidence().cost
+    cost = usual.model_copy(
+        update={"phases": tuple(usual.phases[i].model_copy(update={"name": name}) for i, name in enumerate(names))}
+    )
+    facts = {
+        "setting": rich_evidence().setting.model_copy(
+            update={"task": task, "model": "new:cells", "data_format": "cells", "rows_measured": 3400}
+        ),
+        "cost": cost,
+        "primary": "pearson_target",
+        "measures": measures,
+        "baselines": CHEAP,
+        "answers": tuple(rows),
+        "notes": (),
+        "breakdowns": (*(part for part, _ in made), *(group_part(*group, len(skills)) for group in groups)),
+        "scatters": tuple(scatter for _, scatter in made),
+    }
+    facts |= changes
+    told = report.verdict(facts["measures"], CHEAP, cost, facts["primary"], confidence=0.95, voice=EN)
+    return rich_evidence(**{"verdict": told, **facts})
+
+
+def one_target(**changes):
+    return numbers_evidence({"yield": 0.8}, types=(), donors=(), task="own", primary="mse", **changes)
+
+
+def many_targets(**changes):
+    skills = {f"CD{i} " + "an antibody with a long name " * 3 + "<i>" * (i % 2): 0.004 * i for i in range(200)}
+    types = tuple(f"type {i} of a tissue whose types have long names" for i in range(60))
+    return numbers_evidence({**skills, "IgG1 control": None}, types=types, **changes)
+
+
 CASES = {
     "rich": rich_evidence,
     "full": functools.partial(rich_evidence, full=True),
     "minimal": minimal_evidence,
     "nasty": nasty_evidence,
+    "cells": numbers_evidence,
+    "one target": one_target,
+    "many targets": many_targets,
     "nothing measured": functools.partial(rich_evidence, measures=(), primary="none", verdict=(), finished="yesterday"),
 }
 
@@ -695,6 +860,12 @@ def test_marking_long_texts_is_quick():
         (1.2344, "nats", "1.234"),
         (28.456, "ratio", "28.46"),
         (-0.5, "score", "−0.500"),
+        (0.0864, "score", "0.0864"),
+        (12.46, "score", "12.5"),
+        (0.9996, "score", "1.00"),
+        (1234.5, "score", "1,234"),
+        (0.00004, "score", "0.000040"),
+        (0.0, "score", "0.000"),
         (0.00004, "nats", "4e−5"),
         (9e9, "ratio", "9.00e9"),
         (0.0002, "share", "<0.1 %"),
@@ -714,6 +885,15 @@ def test_changes_carry_their_sign():
     assert EN.change(-0.00001, "nats") == "−1e−5"
     assert EN.change(0.0001, "share") == "+0.0 points"
     assert EN.interval(-0.09, 0.06, "share", signed=True) == "−9.0 to +6.0"
+    assert EN.change(0.0271, "score") == "+0.027"
+    assert EN.change(-12.37, "score") == "−12.4"
+
+
+def test_both_ends_of_a_score_have_as_many_decimals():
+    assert EN.interval(-0.0213, 0.124, "score") == "−0.021 to 0.124"
+    assert EN.interval(9.1, 12.46, "score") == "9.1 to 12.5"
+    assert EN.interval(0.00712, 0.00934, "score") == "0.00712 to 0.00934"
+    assert EN.interval(-0.005, 0.0192, "score", signed=True) == "−0.005 to +0.019"
 
 
 @pytest.mark.parametrize(
@@ -788,7 +968,7 @@ def test_tick_labels_are_short():
 def test_one_row_has_no_whisker():
     card = figures.cards([("Tuned", minimal_evidence())], "domain", EN)[0]
     assert "whisker" not in card.bars[0].chart
-    assert card.bars[0].interval == "no interval: one row"
+    assert card.bars[0].interval == "no interval: one value"
     assert card.changes == []
 
 
@@ -846,6 +1026,185 @@ def test_odd_logs_are_drawn(tmp_path, lines):
 
 def test_a_long_log_stays_small(tmp_path):
     assert write(tmp_path, curves=log(20_000, 1000)).stat().st_size < 400_000
+
+
+# Where a model of numbers works
+
+
+def section(tmp_path, evidence, **changes):
+    text = write(tmp_path, evidence, **changes).read_text("utf-8")
+    found = re.search(r'<section id="where">.*?</section>', text, re.DOTALL)
+    return found[0] if found else ""
+
+
+def test_a_model_of_text_has_no_such_section(tmp_path):
+    assert section(tmp_path, rich_evidence()) == ""
+
+
+def test_targets_and_groups_are_shown_best_first(tmp_path):
+    part = section(tmp_path, numbers_evidence())
+    words = Reader(part).words
+    for told in (
+        "12 of 14 targets: the 4 best, 4 in the middle and the 4 worst by Pearson. At most 150 rows of each",
+        "No correlation: platelet (n = 4, fewer than 10 rows).",
+        "CD4 T n = 900 CD4 T: 0.620 (0.133 to 0.866), n = 900 0.620",
+        "measured −",
+        "150 of 6,800 rows",
+    ):
+        assert told in words
+    assert re.findall(r"<h[34]>(.*?)</h[34]>", part) == [
+        "Predicted against measured",
+        "Best",
+        "In the middle",
+        "Worst",
+        "By protein",
+        "By cell type",
+        "By donor",
+    ]
+    assert part.count('class="scatter"') == places.SCATTERS
+    assert words.count("An interval says how much the targets differ") == 1
+    by_protein = part.split("By protein</h3>")[1].split("By cell type</h3>")[0]
+    shown = [float(x) for x in re.findall(r"<b>(0\.\d+)</b>", by_protein)]
+    assert len(shown) == 14
+    assert shown == sorted(shown, reverse=True)
+
+
+def test_every_breakdown_is_in_the_table_with_its_figures(tmp_path):
+    evidence = numbers_evidence()
+    table = re.search(r'<table class="compare every">.*?</table>', section(tmp_path, evidence), re.DOTALL)[0]
+    assert table.count('<th scope="row">') == len(evidence.breakdowns)
+    first = evidence.breakdowns[0]
+    told = f"{first.key} {first.n} {first.pearson.value:.3f} {first.pearson.low:.3f} to {first.pearson.high:.3f}"
+    assert told in Reader(table).words
+
+
+def test_of_many_targets_the_best_and_the_worst_are_drawn_and_all_are_tabled(tmp_path):
+    part = section(tmp_path, many_targets())
+    words = Reader(part).words
+    by_protein, by_type = part.split("By protein</h3>")[1].split("By cell type</h3>")
+    assert by_protein.count('class="dot tuned"') == places.LINES
+    assert "160 in between: all are in the table below." in words
+    assert "No correlation: IgG1 control (n = 400, constant)." in words
+    assert by_type.split("By donor</h3>")[0].count('class="dot tuned"') == places.LINES
+    assert part.count('<th scope="row">') == 201 + 60 + 2
+    assert "<i>" not in part
+    assert (tmp_path / "report.html").stat().st_size < 500_000
+
+
+def test_a_single_target_has_its_scatter_and_its_figures_at_once(tmp_path):
+    part = section(tmp_path, one_target())
+    assert part.count('class="scatter"') == 1
+    assert "dot-chart" not in part
+    assert "<details open>" in part
+    assert "By" not in re.findall(r"<h[34]>(.*?)</h[34]>", part)
+
+
+def test_a_constant_target_is_named_and_its_points_are_drawn(tmp_path):
+    part = section(tmp_path, numbers_evidence({"CD3": 0.8, "CD4": None}))
+    assert part.count('class="scatter"') == 2
+    assert "No correlation: CD4 (n = 400, constant)." in Reader(part).words
+    assert not re.search(r'(points|d|x|y|cx|cy|x1|y1)="[^"]*(nan|inf)', part)
+
+
+def test_what_was_never_measured_has_no_scatter():
+    empty = Scatter(key="CD9", n=0, measured=(), predicted=())
+    odd = Scatter(key="CD10", n=2, measured=(math.nan, 1.0), predicted=(1.0, math.inf))
+    assert places.chosen([empty, odd], {}) == []
+    drawn = places.draw(numbers_evidence(scatters=(empty, odd)), EN)
+    assert drawn.scatters is None
+    assert [plot.title for plot in drawn.plots] == ["By protein", "By cell type", "By donor"]
+
+
+def test_scatters_alone_or_breakdowns_alone_are_enough(tmp_path):
+    assert 'class="scatter"' in section(tmp_path, numbers_evidence(breakdowns=()))
+    assert 'class="dot-chart"' in section(tmp_path, numbers_evidence(scatters=()))
+
+
+def test_a_group_of_a_single_target_has_no_interval(tmp_path):
+    alone = group_part("donor", "P3", 40, 0.5, 1)
+    evidence = one_target()
+    part = section(tmp_path, one_target(breakdowns=(*evidence.breakdowns, alone)))
+    assert "P3: 0.500 (no interval), n = 40" in part
+    assert "differ in this group" not in part
+
+
+def test_rows_without_a_group_are_told_from_rows_with_one(tmp_path):
+    unnamed = group_part("donor", "", 40, 0.5, 14)
+    assert "(no value)" in Reader(section(tmp_path, numbers_evidence(breakdowns=(unnamed,)))).words
+
+
+def test_a_scatter_has_equal_axes_and_few_bytes():
+    line = charts.scatter([(i / 10, i / 10) for i in range(-20, 31)], title="<t>", description="d")
+    places_drawn = re.findall(r"M(\d+) (\d+)h0", line)
+    assert all(int(x) + int(y) == 200 for x, y in places_drawn)
+    assert "<title>&lt;t&gt;</title><desc>d</desc>" in line
+    draw = random.Random(0)
+    many = charts.scatter([(draw.gauss(0, 1), draw.gauss(0, 1)) for _ in range(150)], title="t", description="d")
+    assert len(many) < 4000
+
+
+def test_one_point_and_equal_points_are_drawn():
+    for points in ([(2.0, 2.0)], [(0.0, 0.0)] * 3):
+        assert charts.scatter(points, title="t", description="d").count("h0") == 1
+
+
+def test_a_dot_lies_where_its_value_does():
+    scale = charts.correlation_scale([0.9, -0.1])
+    assert (scale.low, scale.high) == (-0.25, 1.0)
+    drawn = charts.dot(0.75, (0.5, 1.0), scale, style="tuned", title="t")
+    assert 'cx="80.00%"' in drawn
+    assert 'x1="60.00%" x2="100.00%"' in drawn
+    assert charts.correlation_scale([]) == charts.Scale(0.0, 1.0)
+
+
+def test_numbers_are_neither_marked_nor_sorted_by_who_was_right(tmp_path):
+    text = write(tmp_path, numbers_evidence()).read_text("utf-8")
+    assert "<mark>" not in text
+    assert 'type="radio"' not in text
+    words = Reader(text).words
+    assert "Measured CD3 2.10, CD4 0.31" in words
+    assert "Not judged" not in words
+    assert "Training inputs per second" in words
+    assert "Training tokens" not in words
+
+
+def test_the_chinese_page_of_numbers_has_no_english_left(tmp_path):
+    evidence = numbers_evidence(answers=(), verdict=())
+    write(tmp_path, evidence, language="zh", environment={}, recipe_yaml="")
+    words = Reader((tmp_path / "report.html").read_text("utf-8")).words
+    body = re.sub(r"[a-z_]+ · score", "", words.split("}")[-1])
+    for given in (
+        evidence.command,
+        evidence.setting.method,
+        evidence.setting.learning_rate_reason,
+        *CELL_TYPES,
+        *PROTEINS,
+    ):
+        body = body.replace(given, "")
+    found = {word.lower() for word in re.findall(r"[A-Za-z]{3,}", body)}
+    names = {"pearson", "spearman", "ccc", "rmse", "mse", "gamma"}
+    assert found - names <= {"metier", "evidence", "json", "cells", "new", "sha", "cpu", "utc"}
+    for told in (
+        "按细胞类型",
+        "Pearson 相关（按蛋白，预训练集）",
+        "回答的漂移（均方）",
+        "仅校准的预训练模型",
+        "校准",
+        "少于 10 行",
+    ):
+        assert told in words
+
+
+def test_drift_of_embeddings_and_of_answers_have_different_names():
+    moved_answers = numbers_evidence().measures[-1]
+    embeddings = moved_answers.model_copy(update={"title": "Embedding drift (1 - cosine)"})
+    assert (ZH.measure(moved_answers), ZH.measure(embeddings)) == ("回答的漂移（均方）", "嵌入漂移（1 − 余弦）")
+
+
+def test_a_mean_over_targets_counts_values(tmp_path):
+    words = Reader(write(tmp_path, numbers_evidence()).read_text("utf-8")).words
+    assert "t · 14 values" in words
+    assert "t · 3,400 rows" in words
 
 
 # The card
@@ -937,6 +1296,22 @@ def test_the_loading_code_of_the_card_runs(tmp_path, monkeypatch, name, adapter)
     assert logits.shape[-1] == (5 if classes else module.config.vocab_size)
 
 
+@pytest.mark.parametrize(("task", "given"), [("cells", "adata"), ("own", "rows")])
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_card_of_a_model_of_numbers_loads_it_with_metier(tmp_path, task, given, language):
+    (tmp_path / "adapter").mkdir()
+    write(tmp_path, numbers_evidence(task=task), language=language)
+    metadata, body = front_matter(tmp_path)
+    assert (metadata["library_name"], metadata["pipeline_tag"]) == ("metier", "tabular-regression")
+    assert {result["task"]["type"] for result in metadata["model-index"][0]["results"]} == {"tabular-regression"}
+    assert not {"base_model", "base_model_relation", "language"} & metadata.keys()
+    assert [block.split("```")[0] for block in body.split("```python\n")[1:]] == [
+        f'import metier\n\nspecialist = metier.load("{tmp_path.name}")\nspecialist.predict({given})\n'
+    ]
+    assert not re.search("tokenizer|transformers|peft", body, re.IGNORECASE)
+    assert ('obsm["protein_predicted"]' in body) == (task == "cells")
+
+
 # Several runs
 
 
@@ -959,6 +1334,16 @@ def test_runs_side_by_side(tmp_path, language):
     assert "script" not in reader.tags
     for told in ("87.5 %", "90.0 %", "538 MB", "100 %", "3.352"):
         assert told in reader.words
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_models_of_numbers_side_by_side(tmp_path, language):
+    runs = [("LoRA", numbers_evidence()), ("full", many_targets()), ("alone", one_target())]
+    reader = Reader(report.write_comparison(tmp_path, runs, ("x",), language).read_text("utf-8"))
+    assert reader.open == []
+    for told in ("0.0864", "12.5", "0.688"):
+        assert told in reader.words
+    assert report.compare_table(runs, language).row_count > len(runs[0][1].measures)
 
 
 def test_one_run_or_many_can_be_compared(tmp_path):
@@ -1058,7 +1443,7 @@ class TestInChromium:
         bad.write_text("<meta http-equiv=Content-Security-Policy content=\"default-src 'none'\"><p style='color:red'>x")
         assert browse(tmp_path, bad)[1]
 
-    @pytest.mark.parametrize("case", ["rich", "minimal", "nasty"])
+    @pytest.mark.parametrize("case", ["rich", "minimal", "nasty", "cells", "one target", "many targets"])
     def test_reports_render_without_a_word_on_the_console(self, tmp_path, case):
         document, console = browse(tmp_path, write(tmp_path, CASES[case]()))
         assert console == []
@@ -1070,7 +1455,7 @@ class TestInChromium:
         assert console == []
         assert "</footer>" in document
 
-    @pytest.mark.parametrize("case", ["rich", "nasty"])
+    @pytest.mark.parametrize("case", ["rich", "nasty", "cells", "many targets"])
     def test_nothing_is_wider_than_a_telephone(self, tmp_path, case):
         text = write(tmp_path, CASES[case](), environment={"x" * 90: "y" * 900}).read_text("utf-8")
         text = re.sub(r"<meta http-equiv.*?>", "", text, count=1)
@@ -1129,6 +1514,39 @@ def test_where_the_figure_is_unmoved_the_loss_may_still_tell_of_learning():
     assert "from 1.400 to 0.857 nats" in sentences(EN, unmoved, fell)[1]
     assert len(sentences(EN, unmoved, moved("loss", 1.4, 1.39, 0.05, "no clear change", **LOSS))) == 3
     assert len(sentences(EN, moved("exact_match", 0.0, 0.5, 0.08, "better"), fell)) == 3
+
+
+def test_an_error_that_fell_is_a_gain():
+    error = moved("rmse", 0.97, 0.29, 0.05, "better", unit="score", up=False)
+    assert sentences(EN, error)[0] == (
+        "Tuning helped: Rmse went from 0.970 to 0.290 (−0.680, 95 % interval −0.730 to −0.630)."
+    )
+    assert sentences(ZH, error)[0] == "微调有效：Rmse从 0.970 变为 0.290（变化 −0.680，95 % 区间 −0.730 至 −0.630）。"
+
+
+def test_of_numbers_nothing_is_said_in_nats():
+    unmoved = moved("pearson_target", 0.67, 0.68, 0.08, "no clear change", unit="score")
+    fell = moved("loss", 1.4, 0.857, 0.05, "better", unit="score", up=False)
+    for measures in ((unmoved, fell), numbers_evidence().measures):
+        assert not any("nats" in sentence for sentence in sentences(EN, *measures))
+
+
+def test_a_new_network_is_not_compared():
+    after = estimate(0.69, 0.03, 14)
+    new = measure("pearson_target", "Pearson per protein", None, after, None, "not compared", unit="score")
+    assert sentences(EN, new)[0] == (
+        "Pearson per protein after tuning is 0.690 (95 % interval 0.660 to 0.720); the base cannot do this task, "
+        "its output layer is new."
+    )
+
+
+def test_the_cheap_way_of_numbers_is_the_best_by_the_figure_that_decides():
+    tuned = moved("pearson_target", 0.66, 0.67, 0.05, "no clear change", unit="score")
+    wins = "A cheap alternative does as well or better: Pretrained, calibrated only reaches 0.681."
+    assert sentences(EN, tuned, baselines=CHEAP)[1] == wins
+    error = moved("rmse_target", 0.97, 0.29, 0.05, "better", unit="score", up=False)
+    loses = "The best cheap alternative, Pretrained, calibrated only, reaches 0.295."
+    assert sentences(EN, error, baselines=CHEAP)[1] == loses
 
 
 def test_a_cheap_way_that_does_as_well_is_named_as_such():

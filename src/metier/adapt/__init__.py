@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from metier.adapt import freeze, full, lora
 from metier.adapt.adapted import Adapted
-from metier.adapt.lora import load_adapter, merged, save_adapter
+from metier.adapt.lora import load_adapter, merged, save_adapter, shape_of_linears
 from metier.models.structure import output_layer
 from metier.recipe import FreezeMethod, FullMethod, LoRAMethod
 
@@ -17,7 +17,16 @@ if TYPE_CHECKING:
 
     from metier.recipe import MethodSection
 
-__all__ = ["Adapted", "adapt", "load_adapter", "merged", "output_layer", "save_adapter", "wrapped_base"]
+__all__ = [
+    "Adapted",
+    "adapt",
+    "load_adapter",
+    "merged",
+    "output_layer",
+    "save_adapter",
+    "shape_of_linears",
+    "wrapped_base",
+]
 
 
 def adapt(

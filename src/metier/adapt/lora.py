@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from metier.adapt.adapted import Adapted, finish
 from metier.core import Fault, ModelError, RecipeError
 from metier.core.files import storage_error
+from metier.models.shape import LinearShape
 from metier.models.silence import quiet
 from metier.models.structure import head_names, linears, output_layer
 
@@ -52,9 +53,10 @@ def adapt(
     whole = whole_layers(module, new)
     names = [name for name in target_names(module, method.targets) if name not in whole]
     if not names:
-        raise RecipeError("no layer is left to adapt", where="method.targets", hint="name some, or set it to auto")
+        what = "no layer is left to adapt: nothing here is pretrained" if whole else "the network has no linear layer"
+        raise RecipeError(what, where="method", hint="use method=full")
     config = LoraConfig(
-        task_type=TASK_TYPES[head] if head else None,
+        task_type=TASK_TYPES.get(head or ""),
         r=method.rank,
         lora_alpha=method.alpha,
         lora_dropout=method.dropout,
@@ -140,6 +142,23 @@ def target_names(module: nn.Module, targets: str | Sequence[str]) -> list[str]:
     if faults:
         raise RecipeError.of(faults)
     return sorted(set(chosen), key=known.index)
+
+
+def shape_of_linears(
+    module: nn.Module, targets: str | Sequence[str], *, without: Sequence[str] = ()
+) -> tuple[LinearShape, ...]:
+    """Sizes of the layers that would be adapted; `without` are parameters whose layers move whole.
+
+    Raises:
+        RecipeError: If a target matches no linear layer.
+    """
+    whole = whole_layers(module, without)
+    found = []
+    for name in target_names(module, targets):
+        if name not in whole:
+            outputs, inputs = module.get_submodule(name).get_parameter("weight").shape
+            found.append(LinearShape(name, inputs, outputs))
+    return tuple(found)
 
 
 def shortest(names: Sequence[str], everything: Iterable[str]) -> list[str]:

@@ -94,6 +94,38 @@ class Answer(Value):
     """The same for the tuned model."""
 
 
+class Breakdown(Value):
+    """How well one target, or one group of rows, is predicted after tuning."""
+
+    by: str
+    """What the parts are: the noun of a target such as "protein", or a grouping such as "cell_type" or "donor"."""
+    key: str
+    """Which protein, cell type or donor."""
+    n: int
+    """Rows behind it; for a target, those where it was measured."""
+    pearson: Estimate | None
+    """Pearson correlation: of the target, or its mean over the targets within the group."""
+    ccc: Estimate | None
+    """Lin's concordance, likewise."""
+    rmse: Estimate | None
+    """Root mean squared error, likewise."""
+    note: str = ""
+    """Why a figure is missing."""
+
+
+class Scatter(Value):
+    """Points of one target for a figure, a fair draw where there are many."""
+
+    key: str
+    """Which target."""
+    n: int
+    """Measured values the points are drawn from."""
+    measured: tuple[float, ...]
+    """Measured values."""
+    predicted: tuple[float, ...]
+    """Predictions for the same rows."""
+
+
 class Phase(Value):
     """One part of the run and what it cost."""
 
@@ -184,5 +216,9 @@ class Evidence(Value):
     """What it cost."""
     answers: tuple[Answer, ...]
     """Side-by-side answers; wins, losses and others."""
+    breakdowns: tuple[Breakdown, ...] = ()
+    """Where answers are numbers: the tuned model by target and by group of rows."""
+    scatters: tuple[Scatter, ...] = ()
+    """Where answers are numbers: measured and predicted values of a sample of rows."""
     notes: tuple[str, ...]
     """What the user was told on the way: warnings, rows dropped, what could not be measured and why."""

@@ -7,9 +7,23 @@ from metier.data.formats import formats_for
 from metier.data.preview import Look, look
 from metier.data.questions import read_questions
 from metier.data.reader import read
-from metier.data.records import Completion, Conversation, Document, Labelled, Message, Record, Splits
+from metier.data.records import (
+    Cell,
+    Cells,
+    Columns,
+    Completion,
+    Conversation,
+    Document,
+    Labelled,
+    Message,
+    Record,
+    Splits,
+)
 
 __all__ = [
+    "Cell",
+    "Cells",
+    "Columns",
     "Completion",
     "Conversation",
     "Document",

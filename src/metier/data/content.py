@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import unicodedata
 from collections.abc import Iterator
 from typing import assert_never
 
-from metier.data.records import Completion, Conversation, Document, Labelled, Record
+from metier.data.records import Cell, Columns, Completion, Conversation, Document, Labelled, Record
 
 SHORT_PROMPT_WORDS = 5
 """A prompt of fewer words says too little to know a row by: its completion is compared as well."""
@@ -31,7 +33,8 @@ def asked(record: Record) -> str:
     """The side that asks: what the rows of a test must not share with the rows of training.
 
     That is the user's turns of a conversation without the system prompt, the prompt of a completion (with its
-    completion where the prompt is shorter than 5 words), and the text of anything else.
+    completion where the prompt is shorter than 5 words), and the text of anything else; of a row of the user's own, a
+    digest of the whole.
     """
     match record:
         case Conversation():
@@ -41,6 +44,10 @@ def asked(record: Record) -> str:
             return f"{record.prompt}\n{record.completion}" if short else record.prompt
         case Document() | Labelled():
             return record.text
+        case Columns():
+            return _digest(record)
+        case Cell():
+            return record.where
         case _:
             assert_never(record)
 
@@ -52,7 +59,7 @@ def before_answer(record: Record) -> str:
             return record.messages[-2].content if len(record.messages) > 1 else ""
         case Completion():
             return record.prompt
-        case Document() | Labelled():
+        case Document() | Labelled() | Columns() | Cell():
             return ""
         case _:
             assert_never(record)
@@ -67,7 +74,7 @@ def answer(record: Record) -> str | None:
             return record.completion
         case Labelled():
             return record.label
-        case Document():
+        case Document() | Columns() | Cell():
             return None
         case _:
             assert_never(record)
@@ -82,8 +89,18 @@ def texts(record: Record) -> Iterator[str]:
             yield from (record.prompt, record.completion)
         case Document() | Labelled():
             yield record.text
+        case Columns():
+            yield from (value for value in record.values.values() if isinstance(value, str))
+        case Cell():
+            return
         case _:
             assert_never(record)
+
+
+def _digest(record: Columns) -> str:
+    """Rows of a user's own are compared whole and word for word: what makes two of them alike, only the user knows."""
+    said = json.dumps(dict(record.values), ensure_ascii=False, sort_keys=True, default=str)
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def normalised(text: str) -> str:

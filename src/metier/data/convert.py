@@ -12,7 +12,7 @@ from typing import Any, Literal
 from metier.data.faults import count, listed, nearest
 from metier.data.files import Row, Table
 from metier.data.formats import Shape, structure
-from metier.data.records import NOTHING, Completion, Conversation, Document, Labelled, Message, Record
+from metier.data.records import NOTHING, Columns, Completion, Conversation, Document, Labelled, Message, Record
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: Mapping[str, Role] = {
@@ -339,6 +339,11 @@ def _twice(role: str, roles: Sequence[str]) -> bool:
     return any(first == second == role for first, second in pairwise(roles))
 
 
+def _own_row(row: _Reader, where: str, _: str | None) -> Columns:
+    values = MappingProxyType(dict(row.values))
+    return Columns(where, values, values)
+
+
 CONVERTERS: Mapping[str, Callable[[_Reader, str, str | None], Record]] = {
     "messages": _conversation_row,
     "sharegpt": _conversation_row,
@@ -346,4 +351,5 @@ CONVERTERS: Mapping[str, Callable[[_Reader, str, str | None], Record]] = {
     "prompt": _prompt_row,
     "text": _text_row,
     "label": _label_row,
+    "row": _own_row,
 }

@@ -93,6 +93,7 @@ FORMATS: Mapping[str, Format] = {
     ),
     "label": Format({"text": (*TEXT, *SHORT_TEXT), "label": LABEL}, {}, ("classify",), "texts and labels"),
     "text": Format({"text": TEXT}, {}, ("complete",), "plain texts"),
+    "row": Format({}, {}, ("own",), "rows of columns of your own"),
 }
 YAML_WORDS = {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}
 TURN_KEYS = {"messages": ("role",), "sharegpt": ("from", "value")}
@@ -241,6 +242,8 @@ def _two_prompts(found: Mapping[str, str], columns: _Columns) -> bool:
 
 
 def _reason(name: str, found: Mapping[str, str], columns: _Columns, section: DataSection) -> str:
+    if not FORMATS[name].needs:
+        return f"{FORMATS[name].title}: {listed(columns.names, 12)}"
     shown = ", ".join(word if word == column else f"{word} from {column}" for word, column in found.items())
     how = "as data.format says" if section.format != "auto" else f"recognised by the columns ({shown})"
     if section.columns:
@@ -258,7 +261,7 @@ def _unfit(table: Table, columns: _Columns, asked: Sequence[str], mapping: Mappi
     what = f"the rows are not {_or([FORMATS[name].title for name in asked])}; columns: {shown}"
     hints = []
     for name, form in FORMATS.items():
-        if name not in asked and _fit(name, columns, mapping, given=False) is not None:
+        if form.needs and name not in asked and _fit(name, columns, mapping, given=False) is not None:
             hints.append(f"they are {form.title}, for {_or([f'task={task}' for task in form.tasks])}")
             break
     if table.header and any(column.isdigit() or len(column) > 40 for column in columns.names):

@@ -74,7 +74,11 @@ def look(path: str | os.PathLike[str], columns: Mapping[str, str] | None = None)
     """
     table = read_table(os.fspath(path))
     refuse(table.faults)
-    shape = recognise(table, DataSection(train=os.fspath(path), columns=dict(columns or {})), FORMATS)
+    shape = recognise(
+        table,
+        DataSection(train=os.fspath(path), columns=dict(columns or {})),
+        [name for name, form in FORMATS.items() if form.needs],
+    )
     found, notes = records(table, shape)
     refuse(table.faults)
     answers = [said for record in found if (said := answer(record)) is not None and shape.format != "label"]

@@ -15,7 +15,7 @@ from metier.data.convert import records
 from metier.data.faults import Faults, count, refuse
 from metier.data.files import read_table, same_file
 from metier.data.formats import FORMATS, Shape, recognise
-from metier.data.records import Conversation, Record, Splits
+from metier.data.records import Columns, Conversation, Record, Splits
 from metier.data.split import FEW_ROWS, draw, sample
 from metier.recipe import DataSection
 
@@ -52,7 +52,15 @@ def read(section: DataSection, *, accepts: Collection[str], target: Target | Non
         if len(sides[name].records) < FEW_ROWS
     ]
     rows = {name: tuple(side.records) for name, side in sides.items()}
-    return Splits(**rows, format=shape.format, reason=shape.reason, notes=tuple(notes), fingerprint=fingerprint(rows))
+    return Splits(
+        train=rows["train"],
+        validation=rows["validation"],
+        test=rows["test"],
+        format=shape.format,
+        reason=shape.reason,
+        notes=tuple(notes),
+        fingerprint=fingerprint(rows),
+    )
 
 
 def fingerprint(rows: Mapping[str, Collection[Record]]) -> str:
@@ -67,6 +75,8 @@ def fingerprint(rows: Mapping[str, Collection[Record]]) -> str:
 
 def _content(record: Record) -> list[object]:
     fields = {name: getattr(record, name) for name in record.__slots__ if name not in {"where", "extras"}}
+    if isinstance(record, Columns):
+        fields["values"] = dict(record.values)
     if isinstance(record, Conversation):
         fields["messages"] = [(turn.role, turn.content) for turn in record.messages]
     return [type(record).__name__, fields, dict(record.extras)]

@@ -1,11 +1,17 @@
-"""The four shapes a row can have once it is read, whatever file and format it came from."""
+"""The shapes a row can have once it is read, whatever file and format it came from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from metier.data.cells import CellTable
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -64,7 +70,68 @@ class Labelled:
     extras: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
 
 
-Record = Conversation | Completion | Document | Labelled
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """A row as it stands, for a task of the user's own.
+
+    Attributes:
+        where: File and line.
+        values: Column to value; out of CSV every value is text.
+        extras: The same, so that groups are found.
+    """
+
+    where: str
+    values: Mapping[str, Any]
+    extras: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell of a table.
+
+    Attributes:
+        table: Where it stands.
+        row: Its place there.
+        extras: Its donor, type and their like.
+    """
+
+    table: CellTable
+    row: int
+    extras: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
+
+    @property
+    def where(self) -> str:
+        """File and name of the cell."""
+        return f"{self.table.where}:{self.table.names[self.row]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cells(Sequence[Cell]):
+    """Some cells of a table, made one by one as they are asked for.
+
+    Attributes:
+        table: Where they stand.
+        rows: Their places there, int64.
+    """
+
+    table: CellTable
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, place: int) -> Cell: ...
+    @overload
+    def __getitem__(self, place: slice) -> Cells: ...
+    def __getitem__(self, place: int | slice) -> Cell | Cells:
+        if isinstance(place, slice):
+            return Cells(self.table, self.rows[place])
+        row = int(self.rows[place])
+        return Cell(self.table, row, {name: str(values[row]) for name, values in self.table.obs.items()})
+
+
+Record = Conversation | Completion | Document | Labelled | Columns | Cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +146,14 @@ class Splits:
         reason: How the format was recognised, as a sentence for the user.
         notes: What the reader did or saw that the user should know (rows dropped, personal data, overlap allowed).
         fingerprint: Hex sha256 over the content of all three splits, in order.
+        facts: What was recognised and how it was split, where that is more than a sentence.
     """
 
-    train: tuple[Record, ...]
-    validation: tuple[Record, ...]
-    test: tuple[Record, ...]
+    train: Sequence[Record]
+    validation: Sequence[Record]
+    test: Sequence[Record]
     format: str
     reason: str
     notes: tuple[str, ...]
     fingerprint: str
+    facts: tuple[str, ...] = ()

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from metier.data.records import Record
-    from metier.tasks import Answering, Task
+    from metier.tasks import Answering, TextTask
 
 MOST_ANSWERS = 200
 """With more distinct answers, choosing among them is no longer a baseline but a search."""
 
 
 def measure(
-    task: Task[Any],
+    task: TextTask[Any],
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     train: Sequence[Record],

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from metier.data.records import Record
     from metier.evaluation.pack import Item
-    from metier.tasks import Task
+    from metier.tasks import TextTask
 
 LANGUAGES = {"en": "English", "zh": "Chinese"}
 KL_PROMPTS = 24
@@ -71,7 +71,12 @@ def choice_rows(item: Item, tokenizer: PreTrainedTokenizerBase) -> list[causal.T
 
 
 def measure_language(
-    task: Task[Any], model: nn.Module, tokenizer: PreTrainedTokenizerBase, pack: Sequence[Item], *, batch_tokens: int
+    task: TextTask[Any],
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    pack: Sequence[Item],
+    *,
+    batch_tokens: int,
 ) -> dict[str, Rows]:
     """Loss on general text and replies, and the probe, by language."""
     found: dict[str, Rows] = {}
@@ -94,7 +99,12 @@ def measure_language(
 
 
 def probe_hits(
-    task: Task[Any], model: nn.Module, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], *, batch_tokens: int
+    task: TextTask[Any],
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[Item],
+    *,
+    batch_tokens: int,
 ) -> Any:
     """1 for each item whose right choice has the highest likelihood per character, shape (items,).
 
@@ -112,7 +122,9 @@ def probe_hits(
 
 
 @torch.inference_mode()
-def log_probabilities(task: Task[Any], model: nn.Module, records: Sequence[Record], answers: Sequence[str]) -> Tensor:
+def log_probabilities(
+    task: TextTask[Any], model: nn.Module, records: Sequence[Record], answers: Sequence[str]
+) -> Tensor:
     """Log-probabilities of every token at the first tokens of the given answers, shape (N, V), float32 on the CPU.
 
     With the base's answers this is where the base itself would have gone, so the mean divergence there estimates
@@ -199,7 +211,7 @@ def chance_notes(rows: Mapping[str, Rows]) -> tuple[str, ...]:
 
 
 def _loss_rows(
-    task: Task[Any], model: nn.Module, rows: Sequence[causal.TokenRow], title: str, batch_tokens: int
+    task: TextTask[Any], model: nn.Module, rows: Sequence[causal.TokenRow], title: str, batch_tokens: int
 ) -> Rows:
     loss = score(task, model, rows, batch_tokens=batch_tokens)
     return Rows(title, "retention", "ratio", "nats", False, loss.total_B.numpy(), loss.weight_B.numpy())  # noqa: FBT003

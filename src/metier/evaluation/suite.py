@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from metier.data.records import Record
     from metier.evaluation.pack import Item
     from metier.recipe import EvaluateSection
-    from metier.tasks import Task
+    from metier.tasks import TextTask
 
 MOST_LOGITS = 1 << 26
 """Scores held at once while measuring: 256 MiB in float32."""
 
 
 def measure(
-    task: Task[Any],
+    task: TextTask[Any],
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     test: Sequence[Record],
@@ -75,7 +75,7 @@ def compare(before: Measured | None, after: Measured, confidence: float) -> tupl
 
 
 def side_by_side(
-    task: Task[Any], test: Sequence[Record], before: Measured | None, after: Measured, primary: str
+    task: TextTask[Any], test: Sequence[Record], before: Measured | None, after: Measured, primary: str
 ) -> tuple[Answer, ...]:
     """Every answered row with both answers, and whether they are right where the primary metric says so."""
     right_after = after.rows.get(primary)
@@ -96,13 +96,13 @@ def side_by_side(
     return tuple(made)
 
 
-def primary_metric(task: Task[Any], measured: Measured) -> str:
+def primary_metric(task: TextTask[Any], measured: Measured) -> str:
     """The metric that decides: the first of the task's that could be measured, else the loss."""
     return next((name for name in task.metrics if name in measured.rows), "loss")
 
 
 def judged(
-    task: Task[Any], test: Sequence[Record], answers: Sequence[str], section: EvaluateSection
+    task: TextTask[Any], test: Sequence[Record], answers: Sequence[str], section: EvaluateSection
 ) -> dict[str, Rows]:
     """The domain metrics of given answers."""
     rows = [
@@ -127,13 +127,13 @@ def _domain_rows(metric: Metric, rows: Sequence[Answered], section: EvaluateSect
 
 
 def _figures(
-    task: Task[Any], test: Sequence[Record], answers: Sequence[str], section: EvaluateSection
+    task: TextTask[Any], test: Sequence[Record], answers: Sequence[str], section: EvaluateSection
 ) -> tuple[Figure, ...]:
     found = judged(task, test, answers, section)
     return tuple(Figure(name=name, estimate=_estimate(name, rows, section.confidence)) for name, rows in found.items())
 
 
-def _loss(task: Task[Any], model: nn.Module, test: Sequence[Record], batch_tokens: int) -> dict[str, Rows]:
+def _loss(task: TextTask[Any], model: nn.Module, test: Sequence[Record], batch_tokens: int) -> dict[str, Rows]:
     loss = score(task, model, task.encode(test, training=False), batch_tokens=batch_tokens)
     total, weight = loss.total_B.numpy(), loss.weight_B.numpy()
     found = {"loss": Rows(f"Loss per {task.unit}", "domain", "ratio", "nats", False, total, weight)}  # noqa: FBT003
@@ -143,7 +143,7 @@ def _loss(task: Task[Any], model: nn.Module, test: Sequence[Record], batch_token
 
 
 def _retention(
-    task: Task[Any],
+    task: TextTask[Any],
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     test: Sequence[Record],

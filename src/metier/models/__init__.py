@@ -1,23 +1,39 @@
-"""Pretrained models, safely in and out: from the Hub, a folder, a GGUF file, or the demo's package."""
+"""Pretrained models, safely in and out: of text, of cells, and a user's own."""
 
 from metier.models.configuration import describe, describe_head
 from metier.models.identity import fingerprint
 from metier.models.loading import load, load_tokenizer
 from metier.models.model import Head, Lineage, Model
-from metier.models.saving import save, save_tokenizer
+from metier.models.own import called, changed, fill, read_weights, write_tensors
+from metier.models.plain import NEW_CELLS, known_genes, known_proteins, load_cells, load_own, usual_transform
+from metier.models.saving import save, save_tokenizer, tokenizer_of
+from metier.models.sctranslator import ScTranslator
 from metier.models.shape import LinearShape, Shape
 
 __all__ = [
+    "NEW_CELLS",
     "Head",
     "Lineage",
     "LinearShape",
     "Model",
+    "ScTranslator",
     "Shape",
+    "called",
+    "changed",
     "describe",
     "describe_head",
+    "fill",
     "fingerprint",
+    "known_genes",
+    "known_proteins",
     "load",
+    "load_cells",
+    "load_own",
     "load_tokenizer",
+    "read_weights",
     "save",
     "save_tokenizer",
+    "tokenizer_of",
+    "usual_transform",
+    "write_tensors",
 ]

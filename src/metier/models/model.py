@@ -1,4 +1,4 @@
-"""A loaded model: the network, its tokenizer, and where both came from."""
+"""A loaded model: the network, what reads text for it, and where both came from."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-Head = Literal["causal", "seq2seq", "classifier"]
-"""What the network puts out: next tokens, a decoder's tokens, or one score for each class."""
+Head = Literal["causal", "seq2seq", "classifier", "values"]
+"""What the network puts out: next tokens, a decoder's tokens, one score for each class, or numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +37,25 @@ class Lineage:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A network in float32 on the CPU, its tokenizer, its kind of head, and its lineage.
+    """A network in float32 on the CPU, its kind of head, its lineage, and its tokenizer if it reads text.
 
     Attributes:
         module: The network.
-        tokenizer: Its tokenizer; it always has a pad token.
+        tokenizer: Its tokenizer, which always has a pad token; None where the network reads no text.
         head: What the network puts out.
         lineage: Where the weights came from.
         new: Names of parameters that the checkpoint did not hold: a new head's, and BERT's pooler where the checkpoint
             was pretrained without it. They must move, and must be stored with an adapter.
+        whole: Names of parameters that the checkpoint did hold, but that must move and be stored likewise, such as an
+            output layer that is fitted before tuning.
     """
 
     module: nn.Module
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     head: Head
     lineage: Lineage
     new: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
 
     def with_module(self, module: nn.Module) -> Model:
         """The same model around another network, such as the tuned one."""

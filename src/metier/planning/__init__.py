@@ -1,5 +1,6 @@
 """What a run would take, before it runs: parameters, bytes, seconds, the rate to begin with, the method to take."""
 
+from metier.planning.any_network import plan_any
 from metier.planning.machine import Machine, measure_flops_per_second, this_machine
 from metier.planning.memory import Memory, Moving, Numbers, Work, peak_memory
 from metier.planning.plans import MethodPlan, Plan, plan
@@ -22,6 +23,7 @@ __all__ = [
     "measure_flops_per_second",
     "peak_memory",
     "plan",
+    "plan_any",
     "probe",
     "this_machine",
 ]

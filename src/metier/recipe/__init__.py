@@ -8,7 +8,7 @@ from metier.recipe.method import FreezeMethod, FullMethod, LoRAMethod, MethodSec
 from metier.recipe.model import ModelSection
 from metier.recipe.recipe import Recipe
 from metier.recipe.section import Section
-from metier.recipe.task import ChatTask, ClassifyTask, CompleteTask, TaskSection
+from metier.recipe.task import CellsTask, ChatTask, ClassifyTask, CompleteTask, OwnTask, TaskSection, TextTaskSection
 from metier.recipe.train import (
     Adam,
     AdamW,
@@ -24,6 +24,7 @@ from metier.recipe.train import (
 __all__ = [
     "Adam",
     "AdamW",
+    "CellsTask",
     "ChatTask",
     "ClassifyTask",
     "CompleteTask",
@@ -39,11 +40,13 @@ __all__ = [
     "MethodSection",
     "ModelSection",
     "OptimizerSection",
+    "OwnTask",
     "Recipe",
     "ScheduleSection",
     "Section",
     "Step",
     "TaskSection",
+    "TextTaskSection",
     "TrainSection",
     "dump",
     "json_schema",

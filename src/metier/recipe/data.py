@@ -1,4 +1,4 @@
-"""`data:` -- the rows to learn from and the rows to be judged on."""
+"""`data:` -- the rows or cells to learn from, and those to be judged on."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ def _number(value: Any) -> Any:
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 ShareOrFile = Annotated[Share | str, BeforeValidator(_number)]
-FormatName = Literal["auto", "messages", "sharegpt", "alpaca", "prompt", "text", "label"]
+FormatName = Literal["auto", "messages", "sharegpt", "alpaca", "prompt", "text", "label", "row"]
 
 
 class DataSection(Section):
-    """Files of rows: JSONL, JSON or CSV, plain or gzipped."""
+    """Files of rows: JSONL, JSON or CSV, plain or gzipped; for cells h5mu, or two h5ad."""
 
     train: str = Field(min_length=1)
-    """File of training rows."""
+    """File of training rows, or of cells."""
+    proteins: str | None = None
+    """For cells: the h5ad file of proteins, joined by the names of the cells; null where `train` holds both (h5mu)."""
     validation: ShareOrFile = 0.1
     """File of validation rows, or the share of the training rows to set aside. Chooses the best step; never reported as the result."""
     test: ShareOrFile = 0.1
@@ -33,9 +35,9 @@ class DataSection(Section):
     format: FormatName = "auto"
     """How a row is written; "auto" looks: OpenAI messages, ShareGPT conversations, Alpaca, prompt/completion, text, text/label."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Your column for each word of the format, such as {prompt: question, completion: answer}."""
+    """Your column for each word of the format, such as {prompt: question, completion: answer}; for cells such as {donor: patient, cell_type: annotation, layer: counts, gene_ids: my_Id}."""
     group: str | None = None
-    """Column whose equal values must not be split over train and test (source document, patient, donor)."""
+    """Column whose equal values must not be split over train and test (source document, patient); for cells null takes the donor's where there are several, and "none" splits at random."""
     max_rows: int | None = Field(default=None, ge=1)
     """Rows kept from each file, drawn with the seed; null keeps all."""
     seed: int = Field(default=0, ge=0)

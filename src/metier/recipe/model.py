@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -13,7 +13,11 @@ class ModelSection(Section):
     """The pretrained model to start from."""
 
     base: str = Field(min_length=1)
-    """Hub id ("Qwen/Qwen3-0.6B"), local folder, GGUF file, or "demo:smollm2-135m"."""
+    """Hub id ("Qwen/Qwen3-0.6B"), local folder, GGUF file, or "demo:smollm2-135m". For cells: a folder, a checkpoint file, or "new:cells" to begin from nothing. With `use`: a file of weights, or "new"."""
+    use: str | None = Field(default=None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """A network of your own, "package.module:Class"; it is imported and called with `arguments`. null takes what `base` names."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """What the class that `use` names is called with."""
     revision: str | None = None
     """Branch, tag or commit of a Hub model; null takes the default branch."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "auto"

@@ -20,7 +20,7 @@ class Recipe(Section):
     data: DataSection
     """The rows to learn from and the rows to be judged on."""
     task: TaskSection
-    """What is learnt from a row: chat, complete or classify."""
+    """What is learnt from a row: chat, complete, classify, cells or own."""
     method: MethodSection = LoRAMethod()
     """Which parameters move: full, freeze or lora."""
     train: TrainSection = TrainSection()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -53,7 +53,45 @@ class ClassifyTask(Section):
     """Longest row in tokens; null takes the model's context, at most 512. Longer texts are cut at the end."""
 
 
+class CellsTask(Section):
+    """Predict the proteins of single cells from their RNA."""
+
+    kind: Literal["cells"] = "cells"
+    transform: Literal["auto", "clr", "log1p", "minmax", "none"] = "auto"
+    """How protein counts become targets; "auto": as the model was pretrained, else "clr". Predictions are on this scale."""
+    loss: Literal["mse", "huber"] = "mse"
+    """Squared error over measured values, as published, or Huber's, which outliers pull less."""
+    huber_delta: float = Field(default=1.0, gt=0)
+    """Error from which Huber's loss grows in a line."""
+    correlation: float = Field(default=0.0, ge=0, le=10)
+    """Weight of a further term: one minus the correlation over the proteins of each cell."""
+    cosine: float = Field(default=0.0, ge=0, le=10)
+    """The same for the cosine similarity."""
+    calibrate: bool = True
+    """Fit the output layer in closed form before tuning, where the network offers it: naive tuning rarely beats that alone."""
+    longer: Literal["refuse", "sample"] = "refuse"
+    """For scTranslator, a panel of more genes or proteins than it holds: refuse, or draw as many at random, as published."""
+    redraw: bool = True
+    """For scTranslator, draw the random features of its attention anew every 1000 steps, as published; false keeps them."""
+    overlap: float = Field(default=0.6, ge=0, le=1)
+    """Share of the genes that the model must know."""
+    organism: Literal["human", "mouse"] = "human"
+    """Whose genes the model knows."""
+
+
+class OwnTask(Section):
+    """A task of your own: numbers to predict from rows, for any network."""
+
+    kind: Literal["own"] = "own"
+    use: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """The class, "package.module:Class", a metier.ValueTask; it is imported and called with `arguments`."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """What the class is called with."""
+
+
+TextTaskSection = ChatTask | CompleteTask | ClassifyTask
+"""The tasks whose answers are text."""
 TaskSection = Annotated[
-    Annotated[ChatTask | CompleteTask | ClassifyTask, Field(discriminator="kind")],
+    Annotated[TextTaskSection | CellsTask | OwnTask, Field(discriminator="kind")],
     KindOrWord(),
 ]

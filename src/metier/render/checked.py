@@ -27,6 +27,7 @@ def as_json(job: Job) -> dict[str, Any]:
         "head": job.head,
         "labels": list(job.labels),
         "tokens": sum(job.task.size(example) for example in job.train),
+        "facts": list(job.splits.facts),
         "notes": list(job.notes),
         "examples": [
             {"where": shown.where, "parts": [{"text": text, "learnt": learnt} for text, learnt in shown.parts]}
@@ -43,7 +44,8 @@ def show(job: Job) -> None:
     rows = f"{len(splits.train)} training, {len(splits.validation)} validation, {len(splits.test)} test"
     console.print(f"rows: {rows} ({len(job.test)} will be measured)")
     sizes = sorted(job.task.size(example) for example in job.train)
-    console.print(f"tokens: {sum(sizes):,} in training rows, median {sizes[len(sizes) // 2]}, longest {sizes[-1]}")
+    if sizes[-1] > 1:
+        console.print(f"tokens: {sum(sizes):,} in training rows, median {sizes[len(sizes) // 2]}, longest {sizes[-1]}")
     if job.labels:
         console.print(
             f"classes: {len(job.labels)}: {', '.join(job.labels[:12])}{' ...' if len(job.labels) > 12 else ''}"
@@ -55,6 +57,8 @@ def show(job: Job) -> None:
             marked = f"[[{part}]]" if learnt and not console.is_terminal else part
             text.append(marked, style="bold underline" if learnt else "dim")
         console.print(text)
+    for fact in splits.facts:
+        console.print(f"\n{fact}", markup=False)
     for note in job.notes:
         console.print(f"\nnote: {note}", markup=False)
     console.print("\nno faults found")

@@ -73,11 +73,11 @@ def group(answer: Answer) -> str:
     return table[bool(answer.before_right), answer.after_right]
 
 
-def grouped(answers: Sequence[Answer]) -> dict[str, list[Pair]]:
-    """The rows by group, without empty groups."""
+def grouped(answers: Sequence[Answer], *, mark: bool = True) -> dict[str, list[Pair]]:
+    """The rows by group, without empty groups; `mark` marks what differs, which of numbers is all of them."""
     found: dict[str, list[Pair]] = {name: [] for name in GROUPS}
     for answer in answers:
-        found[group(answer)].append(_pair(answer))
+        found[group(answer)].append(_pair(answer, mark=mark))
     return {name: pairs for name, pairs in found.items() if pairs}
 
 
@@ -99,14 +99,15 @@ def marked(text: str, reference: str) -> Markup:
     return Markup("").join(_pieces(matcher, words, wanted))
 
 
-def _pair(answer: Answer) -> Pair:
+def _pair(answer: Answer, *, mark: bool) -> Pair:
     reference = visible(answer.reference)
+    wanted = reference if mark else ""
     return Pair(
         answer=answer,
         prompt=_text(visible(answer.prompt)),
         reference=_text(reference),
-        before=None if answer.before is None else _text(visible(answer.before), reference),
-        after=_text(visible(answer.after), reference),
+        before=None if answer.before is None else _text(visible(answer.before), wanted),
+        after=_text(visible(answer.after), wanted),
     )
 
 

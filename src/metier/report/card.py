@@ -12,13 +12,19 @@ import yaml
 
 from metier.core.evidence import Estimate, Evidence, Measure
 from metier.report.answers import visible
-from metier.report.figures import interval_text
-from metier.report.page import is_local, moved_share, peak_memory_bytes, percent, short_model, total_seconds
+from metier.report.figures import answers_numbers, interval_text
+from metier.report.page import is_local, moved_share, peak_memory_bytes, per_second, percent, short_model, total_seconds
 from metier.report.voice import Voice
 
 HUB_NAMES = {"demo:smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Hub ids of the models that come inside packages. Source: the packages' own metadata."""
-PIPELINES = {"chat": "text-generation", "complete": "text-generation", "classify": "text-classification"}
+PIPELINES = {
+    "chat": "text-generation",
+    "complete": "text-generation",
+    "classify": "text-classification",
+    "cells": "tabular-regression",
+    "own": "tabular-regression",
+}
 """The Hub's word for a task. Source: huggingface.co/tasks."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HAN = re.compile(r"[\u4e00-\u9fff]")
@@ -73,12 +79,15 @@ def card(evidence: Evidence, *, folder: Path, voice: Voice, licence: str | None)
 def metadata(evidence: Evidence, folder: Path, licence: str | None) -> dict[str, Any]:
     """The card's front matter. Source: huggingface.co/docs/hub/model-cards (model card metadata)."""
     adapter = has_adapter(folder)
-    base = hub_name(evidence.setting.model)
-    language = language_of(text for a in evidence.answers for text in (a.prompt, a.reference))
+    numbers = answers_numbers(evidence)
+    # What networks of numbers begin from is never a model on the Hub, and their rows are in no language.
+    base = None if numbers else hub_name(evidence.setting.model)
+    texts = (text for a in evidence.answers for text in (a.prompt, a.reference))
+    language = None if numbers else language_of(texts)
     facts = {
         "base_model": base,
         "base_model_relation": ("adapter" if adapter else "finetune") if base else None,
-        "library_name": "peft" if adapter else "transformers",
+        "library_name": "metier" if numbers else "peft" if adapter else "transformers",
         "pipeline_tag": PIPELINES.get(evidence.setting.task),
         "license": licence,
         "language": [language] if language else None,
@@ -212,6 +221,8 @@ def _how(evidence: Evidence, voice: Voice) -> list[str]:
 
 def _load(evidence: Evidence, folder: Path, voice: Voice) -> list[str]:
     where = json.dumps(folder.name or ".", ensure_ascii=False)
+    if answers_numbers(evidence):
+        return _load_numbers(evidence, folder, where, voice)
     own = f'import metier\n\nspecialist = metier.load({where})\nprint(specialist.predict(["..."])[0])'
     notes = [voice.say("card_adapter")] if has_adapter(folder) else []
     if hub_name(evidence.setting.model) is None:
@@ -219,6 +230,17 @@ def _load(evidence: Evidence, folder: Path, voice: Voice) -> list[str]:
     snippet = _adapter_snippet if has_adapter(folder) else _transformers_snippet
     blocks = (f"```python\n{code}\n```" for code in (snippet(folder, where), own))
     return [" ".join(notes), *blocks]
+
+
+def _load_numbers(evidence: Evidence, folder: Path, where: str, voice: Voice) -> list[str]:
+    """Networks of numbers are metier's or the user's own, so no other library loads them."""
+    cells = evidence.setting.task == "cells"
+    rows = "adata" if cells else "rows"
+    notes = [voice.say("card_predict_cells" if cells else "card_predict_own")]
+    if has_adapter(folder):
+        notes.append(voice.say("card_adapter"))
+    code = f"import metier\n\nspecialist = metier.load({where})\nspecialist.predict({rows})"
+    return [("" if voice.language == "zh" else " ").join(notes), f"```python\n{code}\n```"]
 
 
 def _adapter_snippet(folder: Path, where: str) -> str:
@@ -277,7 +299,10 @@ def _cost(evidence: Evidence, voice: Voice) -> str:
         [voice.say("memory"), voice.size(peak_memory_bytes(evidence))],
         [voice.say("parameters_moved"), moved],
         [voice.say("bytes_on_disk"), voice.size(cost.bytes_on_disk)],
-        [voice.say("tokens_per_second"), voice.count(round(cost.tokens_per_second))],
+        [
+            voice.say(per_second(numbers=answers_numbers(evidence))),
+            voice.count(round(cost.tokens_per_second)),
+        ],
     ]
     return _table(["", voice.say("card_cost")], rows)
 

@@ -17,6 +17,8 @@ BAR_HEIGHT = 18
 """Of one bar, in CSS pixels."""
 _WIDTH = 1000
 """Of a panel's inner drawing, in its own units."""
+_SIDE = 200
+"""Of a scatter's inner drawing: whole units are finer than a pixel, and short to write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +87,9 @@ def bar(value: float, ends: tuple[float, float] | None, scale: Scale, *, style: 
 
 def difference(value: float, ends: tuple[float, float] | None, reach: float, *, style: str, title: str) -> Markup:
     """A difference as a dot with its interval, around a zero in the middle; `reach` is what each side stands for."""
-    scale = Scale(-reach, reach)
     middle = BAR_HEIGHT / 2
     parts = [_across("axis", middle), _rule("zero", 50, 0, BAR_HEIGHT)]
+    scale = Scale(-reach, reach)
     if ends is not None:
         low, high = scale.percent(ends[0]), scale.percent(ends[1])
         parts.append(_rect(f"span {style}", low, high - low, middle - 2, 4))
@@ -95,6 +97,58 @@ def difference(value: float, ends: tuple[float, float] | None, reach: float, *, 
         Markup('<circle class="dot {}" cx="{:.2f}%" cy="{:g}" r="5"/>').format(style, scale.percent(value), middle)
     )
     return _svg("change-chart", BAR_HEIGHT, title, parts)
+
+
+def dot(value: float, ends: tuple[float, float] | None, scale: Scale, *, style: str, title: str) -> Markup:
+    """One line of a dot plot, as high as its label: a value and its interval, over rules that run through all lines."""
+    rules = [
+        _rule("zero" if tick == 0 and scale.low < 0 else "grid", scale.percent(tick), 0, "100%")
+        for tick in ticks(scale.low, scale.high, 4)
+    ]
+    spans = [_across(f"reach {style}", "50%", *map(scale.percent, ends))] if ends is not None else []
+    circle = Markup('<circle class="dot {}" cx="{:.2f}%" cy="50%" r="5"/>').format(style, scale.percent(value))
+    return _svg("dot-chart", None, title, [*rules, *spans, circle])
+
+
+def dot_axis(scale: Scale, title: str) -> Markup:
+    """The labels below a dot plot."""
+    parts = [
+        _label(f"{scale.percent(tick):.2f}%", 14, number(tick), _anchor(scale, tick))
+        for tick in ticks(scale.low, scale.high, 4)
+    ]
+    return _svg("dot-chart", None, title, parts)
+
+
+def correlation_scale(values: Sequence[float]) -> Scale:
+    """From zero to one, and as far below zero as the values reach."""
+    lowest = min((value for value in values if math.isfinite(value)), default=0.0)
+    return Scale(max(-1.0, math.floor(4 * lowest) / 4) if lowest < 0 else 0.0, 1.0)
+
+
+def scatter(points: Sequence[tuple[float, float]], *, title: str, description: str) -> Markup:
+    """Points on a square with one scale for both axes, and the line on which both are equal.
+
+    Args:
+        points: (across, up), finite, at least one.
+        title: Its name, for readers who do not see it.
+        description: What it shows, in a sentence.
+    """
+    scale = _air([value for point in points for value in point])
+    found = ticks(scale.low, scale.high, 3)
+    parts: list[Markup] = []
+    for tick in found if len(found) > 2 else ticks(scale.low, scale.high, 5):
+        along = scale.percent(tick)
+        parts += [_rule("grid", along, 0, "100%"), _across("grid", f"{100 - along:.2f}%")]
+        parts.append(_label(f"{along:.2f}%", "100%", number(tick), "middle", down=16))
+        parts.append(_label(-6, f"{100 - along:.2f}%", number(tick), "end", down=4))
+    places = sorted({(round(scale.percent(x) * _SIDE / 100), round(scale.percent(y) * _SIDE / 100)) for x, y in points})
+    # A line of no length with round ends is a dot, in a third of a circle's characters.
+    drawn = "".join(f"M{x} {_SIDE - y}h0" for x, y in places)
+    inner = Markup(
+        '<svg viewBox="0 0 {0} {0}" width="100%" height="100%" preserveAspectRatio="none" aria-hidden="true">'
+        '<path class="identity" d="M0 {0}L{0} 0"/><path class="points" d="{1}"/></svg>'
+    ).format(_SIDE, drawn)
+    return _svg("scatter", None, title, [*parts, inner], description)
 
 
 def reach_of(values: Sequence[float]) -> float:
@@ -167,6 +221,13 @@ def number(value: float) -> str:
     return f"{value:,.10g}".replace("-", "−")
 
 
+def _air(values: Sequence[float]) -> Scale:
+    """A scale that holds every value with a little room at both ends."""
+    low, high = min(values), max(values)
+    air = 0.05 * (high - low) or 0.5 * abs(high) or 1.0
+    return Scale(low - air, high + air)
+
+
 def _room(values: Sequence[float]) -> Scale:
     """A scale with some air; from zero where the values come near it."""
     if not values:
@@ -211,11 +272,13 @@ def _anchor(scale: Scale, value: float) -> str:
     return "start" if place < 2 else "end" if place > 96 else "middle"
 
 
-def _svg(style: str, height: float, title: str, parts: Sequence[Markup], description: str = "") -> Markup:
+def _svg(style: str, height: float | None, title: str, parts: Sequence[Markup], description: str = "") -> Markup:
+    """The outer drawing; without a height, the style sheet gives one."""
     described = Markup("<desc>{}</desc>").format(description) if description else Markup("")
-    return Markup(
-        '<svg class="{}" role="img" aria-label="{}" width="100%" height="{:g}"><title>{}</title>{}{}</svg>'
-    ).format(style, title, height, title, described, Markup("").join(parts))
+    tall = Markup("") if height is None else Markup(' height="{:g}"').format(height)
+    return Markup('<svg class="{}" role="img" aria-label="{}" width="100%"{}><title>{}</title>{}{}</svg>').format(
+        style, title, tall, title, described, Markup("").join(parts)
+    )
 
 
 def _rect(style: str, x: float, width: float, y: float, height: float) -> Markup:
@@ -224,12 +287,16 @@ def _rect(style: str, x: float, width: float, y: float, height: float) -> Markup
     )
 
 
-def _rule(style: str, x: float, top: float, bottom: float) -> Markup:
-    return Markup('<line class="{0}" x1="{1:.2f}%" x2="{1:.2f}%" y1="{2:g}" y2="{3:g}"/>').format(style, x, top, bottom)
+def _rule(style: str, x: float, top: float, bottom: float | str) -> Markup:
+    return Markup('<line class="{0}" x1="{1:.2f}%" x2="{1:.2f}%" y1="{2:g}" y2="{3}"/>').format(
+        style, x, top, _length(bottom)
+    )
 
 
-def _across(style: str, y: float, left: float = 0, right: float = 100) -> Markup:
-    return Markup('<line class="{0}" x1="{1:.2f}%" x2="{2:.2f}%" y1="{3:g}" y2="{3:g}"/>').format(style, left, right, y)
+def _across(style: str, y: float | str, left: float = 0, right: float = 100) -> Markup:
+    return Markup('<line class="{0}" x1="{1:.2f}%" x2="{2:.2f}%" y1="{3}" y2="{3}"/>').format(
+        style, left, right, _length(y)
+    )
 
 
 def _whisker(low: float, high: float, middle: float) -> Markup:
@@ -238,5 +305,12 @@ def _whisker(low: float, high: float, middle: float) -> Markup:
     return Markup("").join([halo, _across("whisker", middle, low, high), *ends])
 
 
-def _label(x: float | str, y: float, text: str, anchor: str) -> Markup:
-    return Markup('<text class="tick" x="{}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, text)
+def _label(x: float | str, y: float | str, text: str, anchor: str, *, down: float = 0) -> Markup:
+    lower = Markup(' dy="{:g}"').format(down) if down else Markup("")
+    return Markup('<text class="tick" x="{}" y="{}"{} text-anchor="{}">{}</text>').format(
+        x, y if isinstance(y, str) else f"{y:.1f}", lower, anchor, text
+    )
+
+
+def _length(length: float | str) -> str:
+    return length if isinstance(length, str) else f"{length:g}"

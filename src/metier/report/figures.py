@@ -12,6 +12,9 @@ from metier.core.evidence import Baseline, Estimate, Evidence, Measure
 from metier.report.charts import Scale, bar, bar_scale, difference, reach_of
 from metier.report.voice import Voice
 
+NUMBERS = frozenset({"cells", "own"})
+"""Kinds of task whose answers are numbers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -71,8 +74,19 @@ def has_interval(estimate: Estimate) -> bool:
 def interval_text(estimate: Estimate, unit: str, voice: Voice, *, signed: bool = False) -> str:
     """The interval in words, or that there is none."""
     if not has_interval(estimate):
-        return voice.say("no_interval")
+        return voice.say("no_interval_one" if estimate.n <= 1 else "no_interval")
     return voice.interval(estimate.low, estimate.high, unit, signed=signed)
+
+
+def answers_numbers(evidence: Evidence) -> bool:
+    """Whether the model answers with numbers."""
+    return evidence.setting.task in NUMBERS
+
+
+def behind(measure: Measure, voice: Voice) -> str:
+    """How many rows stand behind a measure, or values where it is a mean over targets."""
+    n = measure.after.n
+    return voice.say("values", n=voice.count(n)) if measure.name.endswith("_target") else voice.rows(n)
 
 
 def cards(runs: Sequence[tuple[str, Evidence]], group: str, voice: Voice) -> list[Card]:

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from metier.core.evidence import Evidence, Measure
-from metier.report import answers, charts, curves, figures
+from metier.report import answers, charts, curves, figures, places
 from metier.report.voice import Voice
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -65,9 +65,13 @@ def report_page(
 ) -> str:
     """The page of one run."""
     runs = [(voice.say("tuned"), evidence)]
+    numbers = figures.answers_numbers(evidence)
     return _render(
         "report.html",
         voice,
+        numbers=numbers,
+        per_second=per_second(numbers=numbers),
+        where=places.draw(evidence, voice),
         evidence=evidence,
         model=short_model(evidence.setting.model),
         when=when(evidence.finished),
@@ -79,7 +83,7 @@ def report_page(
         kept=figures.cards(runs, "retention", voice),
         units={measure.name: measure for measure in evidence.measures},
         curves=curves.draw(lines, evidence.cost.best_step, voice),
-        groups=answers.grouped(evidence.answers),
+        groups=answers.grouped(evidence.answers, mark=not numbers),
         shown=SHOWN_ANSWERS,
         phases=phase_rows(evidence, voice),
         total=_total(evidence),
@@ -93,6 +97,7 @@ def comparison_page(
     runs: Sequence[tuple[str, Evidence]], links: Mapping[str, str], verdict: Sequence[str], voice: Voice
 ) -> str:
     """The page that puts several runs side by side; `links` are the addresses of their reports by name."""
+    numbers = figures.answers_numbers(runs[0][1])
     return _render(
         "comparison.html",
         voice,
@@ -113,6 +118,8 @@ def comparison_page(
         memory=[peak_memory_bytes(evidence) for _, evidence in runs],
         moved=[moved_share(evidence) for _, evidence in runs],
         baselines=figures.baselines_over(runs),
+        numbers=numbers,
+        per_second=per_second(numbers=numbers),
     )
 
 
@@ -162,6 +169,11 @@ def peak_memory_bytes(evidence: Evidence) -> int:
 def moved_share(evidence: Evidence) -> float:
     """Share of the model's numbers that training changed."""
     return evidence.cost.parameters_moved / max(1, evidence.cost.parameters_total)
+
+
+def per_second(*, numbers: bool) -> str:
+    """Key of what training read a second: where answers are numbers, that is genes, rows or what the task counts."""
+    return "inputs_per_second" if numbers else "tokens_per_second"
 
 
 def percent(share: float) -> str:
@@ -323,6 +335,7 @@ def _environment(voice: Voice) -> Environment:
         "style_of": figures.verdict_style,
         "interval_text": figures.interval_text,
         "has_interval": figures.has_interval,
+        "behind": figures.behind,
         "short_model": short_model,
         "tick": charts.number,
     }

@@ -67,20 +67,23 @@ def verdict(
 def _gain(main: Measure, voice: Voice, confidence: float) -> str:
     interval = main.change or main.after
     amount = voice.amount if main.change is None else voice.change
+    low, high = amount(interval.low, main.unit), amount(interval.high, main.unit)
+    if main.unit == "score":
+        low, high = voice.ends(interval.low, interval.high, main.unit, signed=main.change is not None)
     return WORDS[voice.language][main.verdict].format(
         title=voice.measure(main),
         before=_before(main, voice),
         after=voice.amount(main.after.value, main.unit),
         change=amount(interval.value, main.unit),
-        low=amount(interval.low, main.unit),
-        high=amount(interval.high, main.unit),
+        low=low,
+        high=high,
         confidence=voice.coverage(confidence),
     )
 
 
 def _learnt(main: Measure, measures: Sequence[Measure], voice: Voice) -> str | None:
     """What to say where the figure that decides is unmoved and the loss, which sees smaller steps, is not."""
-    loss = next((measure for measure in measures if measure.name == "loss"), None)
+    loss = next((measure for measure in measures if measure.name == "loss" and measure.unit == "nats"), None)
     if main.verdict != "no clear change" or loss is None or loss.verdict != "better":
         return None
     after = voice.amount(loss.after.value, loss.unit)

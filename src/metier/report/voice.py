@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from metier.report.words import BASELINES_ZH, MEASURES_ZH, PHASES_ZH, WORDS, Language
+from metier.report.words import (
+    BASELINES_ZH,
+    MEASURES_ZH,
+    PARTS_ZH,
+    PHASES_ZH,
+    VALUE_MEASURES_ZH,
+    WHY_ZH,
+    WORDS,
+    Language,
+)
 
 if TYPE_CHECKING:
     from metier.core.evidence import Baseline, Measure
+
+_VALUE_TITLE = re.compile(r"(?P<what>.+?)(?: per (?P<part>[^,]+))?(?:, (?P<rows>.+))?")
+"""Such as "Pearson per protein, pretraining set"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +37,18 @@ class Voice:
 
     def measure(self, measure: Measure) -> str:
         """What a reader calls a measure; the evidence's own title where there is no translation."""
-        return MEASURES_ZH.get(measure.name, measure.title) if self.language == "zh" else measure.title
+        if self.language == "en":
+            return measure.title
+        # Titles of numbers first: what they drift from shares its name with the drift of embeddings.
+        return _value_title_zh(measure.title) or MEASURES_ZH.get(measure.name, measure.title)
+
+    def part(self, by: str) -> str:
+        """What a reader calls a target or a grouping of rows."""
+        return PARTS_ZH.get(by, by) if self.language == "zh" else by.replace("_", " ")
+
+    def why(self, note: str) -> str:
+        """Why a part has no figure."""
+        return WHY_ZH.get(note, note) if self.language == "zh" else note
 
     def baseline(self, baseline: Baseline) -> str:
         """What a reader calls a baseline."""
@@ -43,7 +67,7 @@ class Voice:
         return PHASES_ZH.get(name, name) if self.language == "zh" else name
 
     def amount(self, value: float, unit: str) -> str:
-        """A figure by its unit: a share in percent, nats and scores with three decimals, ratios with two."""
+        """A figure by its unit: a share in percent, nats to three decimals, ratios to two, scores to three digits."""
         text = _digits(value, unit)
         return f"{text} %" if unit == "share" else text
 
@@ -54,8 +78,13 @@ class Voice:
 
     def interval(self, low: float, high: float, unit: str, *, signed: bool = False) -> str:
         """Both ends of an interval."""
-        ends = f"{_digits(low, unit, signed=signed)} {self.say('to')} {_digits(high, unit, signed=signed)}"
+        ends = f" {self.say('to')} ".join(self.ends(low, high, unit, signed=signed))
         return f"{ends} %" if unit == "share" and not signed else ends
+
+    def ends(self, low: float, high: float, unit: str, *, signed: bool = False) -> tuple[str, str]:
+        """Each end of an interval, without its unit; both with as many decimals."""
+        places = _score_places(low, high, signed=signed) if unit == "score" else None
+        return _digits(low, unit, signed=signed, places=places), _digits(high, unit, signed=signed, places=places)
 
     def seconds(self, seconds: float) -> str:
         """A time span in its two largest units: 0.42 s, 5.2 s, 3 min 12 s, 2 h 5 min."""
@@ -100,10 +129,12 @@ def plain(text: str) -> str:
     return text.replace("−", "-")
 
 
-def _digits(value: float, unit: str, *, signed: bool = False) -> str:
+def _digits(value: float, unit: str, *, signed: bool = False, places: int | None = None) -> str:
     if not math.isfinite(value):
         return {"inf": "∞", "-inf": "−∞"}.get(str(value), "?")
-    scaled, places = (value * 100, 1) if unit == "share" else (value, 2 if unit == "ratio" else 3)
+    scaled = value * 100 if unit == "share" else value
+    if places is None:
+        places = _score_places(value, signed=signed) if unit == "score" else {"share": 1, "ratio": 2}.get(unit, 3)
     sign = "+" if signed else ""
     size = abs(scaled)
     if unit == "share" and not signed and 0 < scaled < 0.05:
@@ -112,6 +143,26 @@ def _digits(value: float, unit: str, *, signed: bool = False) -> str:
         return _powers(f"{scaled:{sign}.{0 if size < 1 else 2}e}")
     # Adding zero turns a rounded -0.0 into 0.0.
     return f"{round(scaled, places) + 0.0:{sign},.{0 if size >= 1e4 else places}f}".replace("-", "−")
+
+
+def _score_places(*values: float, signed: bool) -> int:
+    """Decimals that give the largest figure three digits: scores have no common size, as errors have their target's.
+
+    A difference of a hundredth or more needs no more than the three decimals that correlations have.
+    """
+    size = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    if size == 0 or (signed and 0.01 <= size < 1):
+        return 3
+    return min(6, max(0, 2 - math.floor(math.log10(float(f"{size:.3g}")))))
+
+
+def _value_title_zh(title: str) -> str | None:
+    found = _VALUE_TITLE.fullmatch(title)
+    if found is None or found["what"] not in VALUE_MEASURES_ZH:
+        return None
+    over = [f"按{PARTS_ZH.get(found['part'], found['part'])}"] if found["part"] else []
+    over += [PARTS_ZH.get(found["rows"], found["rows"])] if found["rows"] else []
+    return VALUE_MEASURES_ZH[found["what"]] + (f"（{'，'.join(over)}）" if over else "")
 
 
 def _powers(text: str) -> str:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from metier.run.folder import RunFolder, find_runs
     from metier.run.foresee import plan_job
-    from metier.run.job import Job, prepare, say
-    from metier.run.specialist import Specialist, load, load_base
+    from metier.run.job import Job, say
+    from metier.run.loading import load, load_base
+    from metier.run.preparation import prepare
+    from metier.run.specialist import Specialist
     from metier.run.start import draft
     from metier.run.story import run
 
@@ -22,10 +24,10 @@ _HOME = {
     "Specialist": "specialist",
     "draft": "start",
     "find_runs": "folder",
-    "load": "specialist",
-    "load_base": "specialist",
+    "load": "loading",
+    "load_base": "loading",
     "plan_job": "foresee",
-    "prepare": "job",
+    "prepare": "preparation",
     "run": "story",
     "say": "job",
 }

@@ -66,6 +66,11 @@ class RunFolder:
         return self.path / "adapter"
 
     @property
+    def fitted(self) -> Path:
+        """Beside an adapter: what was fitted in closed form before tuning, in place of the base's tensors."""
+        return self.path / "fitted.safetensors"
+
+    @property
     def lock(self) -> Path:
         """Names the process that writes."""
         return self.path / ".lock"

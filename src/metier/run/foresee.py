@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from metier import adapt, models, planning, training
+from metier import adapt, planning, training
 from metier.core import log
 from metier.core.meter import Meter
 from metier.recipe import LoRAMethod
 from metier.run.job import choose_device, learning_rate
-from metier.training import batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +31,7 @@ def plan_job(job: Job, *, probe: bool) -> Plan:
     """
     recipe = job.recipe
     device = choose_device(recipe)
-    plan = _by_formula(job, flops_per_second=planning.measure_flops_per_second(str(device)))
+    plan = job.plan(flops_per_second=planning.measure_flops_per_second(str(device)))
     if not probe:
         return plan
     log.note(f"probing {recipe.method.kind} with a few real steps")
@@ -43,7 +42,7 @@ def plan_job(job: Job, *, probe: bool) -> Plan:
 
 def warn_if_too_large(job: Job) -> None:
     """Tell the user before the work starts when, by formula, memory will not do."""
-    plan = _by_formula(job, flops_per_second=None)
+    plan = job.plan(flops_per_second=None)
     method = plan.method(job.recipe.method.kind)
     if method is not None and method.fits is False and plan.machine.memory_bytes is not None:
         log.warn(
@@ -52,37 +51,12 @@ def warn_if_too_large(job: Job) -> None:
         )
 
 
-def _by_formula(job: Job, *, flops_per_second: float | None) -> Plan:
-    sizes = [job.task.size(example) for example in job.train]
-    return planning.plan(
-        job.shape,
-        job.recipe,
-        row_tokens=sizes,
-        head=job.head,
-        supervised_share=_learnt_share(job, sizes),
-        peak_tokens=_largest_cut(job, sizes),
-        flops_per_second=flops_per_second,
-    )
-
-
-def _learnt_share(job: Job, sizes: list[int]) -> float:
-    learnt = sum(int(example.learnt.sum()) for example in job.train if hasattr(example, "learnt"))
-    return learnt / sum(sizes) if learnt else 1.0
-
-
-def _largest_cut(job: Job, sizes: list[int]) -> int:
-    """Tokens of the largest micro-batch of the first epoch, padding included."""
-    section = job.recipe.train
-    steps = batches.steps(sizes, section, last=section.steps_per_epoch(len(sizes)))
-    return max(len(cut) * max(sizes[i] for i in cut) for step in steps for cut in step.micro_batches)
-
-
 def _stepper(job: Job, device: Any) -> Callable[[int], Sample]:
     """Loads the model and gives a function that takes one real step of about so many tokens."""
     recipe = job.recipe
     precision = training.choose(recipe.train, device)
-    model = models.load(recipe.model, head=job.head, labels=job.labels or None, seed=recipe.train.seed)
-    adapted = adapt.adapt(model.module, recipe.method, head=job.head, new=model.new)
+    model = job.load()
+    adapted = adapt.adapt(model.module, recipe.method, head=job.head, new=(*model.new, *model.whole))
     precision.place(adapted.module)
     optimizer = training.build_optimizer(
         recipe.train.optimizer,

@@ -1,36 +1,38 @@
-"""From a recipe to all that can be known before weights are loaded: the cheap half, where mistakes are caught."""
+"""From a recipe to all that can be known before anything expensive begins: the half in which mistakes are caught."""
 
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metier import data, evaluation, models, planning, tasks
-from metier.core import DataError, Fault, RecipeError, log
+from metier import planning
+from metier.core import log
 from metier.core.rng import derive
-from metier.data.records import Labelled, Record, Splits
-from metier.recipe import ClassifyTask, Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from torch import nn
 
-    from metier.evaluation import Item
-    from metier.models import Head, Shape
+    from metier.core.evidence import Answer, Breakdown, Scatter
+    from metier.data.records import Record, Splits
+    from metier.evaluation import Measured
+    from metier.models import Head, Model
+    from metier.planning import Plan
+    from metier.recipe import Recipe
     from metier.tasks import Shown, Task
 
 
 @dataclass(frozen=True)
-class Job:
-    """A checked recipe and its encoded rows; no weight has been loaded.
+class Job(ABC):
+    """A checked recipe and its encoded rows; what the story asks of it differs between text and numbers.
 
     Attributes:
         recipe: As resolved.
-        shape: Sizes of the network.
         head: The head that the task needs.
         labels: The classes, for classification.
         task: What is learnt.
@@ -38,88 +40,72 @@ class Job:
         train: Encoded training rows.
         validation: Encoded validation rows.
         test: The test rows that will be measured.
-        pack: Items of the retention pack.
         notes: What the user should know.
     """
 
     recipe: Recipe
-    shape: Shape
     head: Head
     labels: tuple[str, ...]
     task: Task[Any]
     splits: Splits
-    train: tuple[Any, ...]
-    validation: tuple[Any, ...]
-    test: tuple[Record, ...]
-    pack: tuple[Item, ...]
+    train: Sequence[Any]
+    validation: Sequence[Any]
+    test: Sequence[Record]
     notes: tuple[str, ...]
 
     def shown(self, count: int = 3) -> list[Shown]:
         """Training examples as the model meets them."""
-        return [self.task.show(example) for example in self.train[:count]]
+        return [self.task.show(self.train[i]) for i in range(min(count, len(self.train)))]
 
+    @property
+    @abstractmethod
+    def parameters(self) -> int:
+        """Numbers in the network."""
 
-def prepare(recipe: Recipe) -> Job:
-    """Read and check everything but the weights.
+    @abstractmethod
+    def load(self) -> Model:
+        """The pretrained model, in float32 on the CPU."""
 
-    Raises:
-        MetierError: With every fault that was found, in the order recipe, model, rows.
-    """
-    evaluation.check_schema(recipe.evaluate)
-    pack = evaluation.read_pack(recipe.evaluate.retention)
-    shape = models.describe(recipe.model)
-    head = tasks.head_for(recipe.task, models.describe_head(recipe.model))
-    splits = data.read(recipe.data, accepts=data.formats_for(recipe.task.kind))
-    labels = class_labels(recipe, splits)
-    tokenizer = models.load_tokenizer(recipe.model)
-    task = tasks.build(
-        recipe.task,
-        tokenizer,
-        head=head,
-        labels=labels,
-        context=shape.context,
-        seed=recipe.train.seed,
-    )
-    train, validation = _encode(task, splits)
-    notes = [*splits.notes, *_dropped(splits, train, recipe), *_unknown(train, tokenizer)]
-    if head == "seq2seq" and recipe.evaluate.retention != "off":
-        notes.append("retention is not measured for encoder-decoder models")
-    return Job(
-        recipe=recipe,
-        shape=shape,
-        head=head,
-        labels=labels,
-        task=task,
-        splits=splits,
-        train=tuple(train),
-        validation=tuple(validation),
-        test=measured_rows(splits.test, recipe.evaluate.rows, recipe.data.seed),
-        pack=pack,
-        notes=tuple(notes),
-    )
+    @abstractmethod
+    def identity(self, model: Model) -> Mapping[str, Any]:
+        """What, beside recipe, rows and base, decides the base's figures."""
 
+    @abstractmethod
+    def measure(self, model: Model, module: nn.Module, *, base: Measured | None) -> Measured:
+        """The figures of one state of the network: of the base where `base` is None, else of the tuned one."""
 
-def class_labels(recipe: Recipe, splits: Splits) -> tuple[str, ...]:
-    """The classes in order: the recipe's, else the sorted ones of the training rows; numbers sort as numbers.
+    @abstractmethod
+    def primary(self, after: Measured) -> str:
+        """Name of the figure that decides."""
 
-    Raises:
-        RecipeError: If the rows have labels that the recipe does not name.
-    """
-    if not isinstance(recipe.task, ClassifyTask):
+    @abstractmethod
+    def answers(self, before: Measured, after: Measured, primary: str) -> tuple[Answer, ...]:
+        """Test rows with the answers of both."""
+
+    @abstractmethod
+    def plan(self, *, flops_per_second: float | None) -> Plan:
+        """What the job would take, by formula."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether something may be fitted in closed form before tuning."""
+        return False
+
+    def calibrate(self, model: Model) -> tuple[str, ...]:  # noqa: ARG002 - for jobs that can
+        """Fit in closed form, in place, what can be so fitted before tuning; what was done, as sentences."""
         return ()
-    found = {row.label for row in splits.train if isinstance(row, Labelled)}
-    if recipe.task.labels is None:
-        return tuple(
-            sorted(found, key=lambda label: (not label.isdigit(), int(label) if label.isdigit() else 0, label))
-        )
-    unknown = sorted(found - set(recipe.task.labels))
-    if unknown:
-        raise RecipeError(
-            f"the training rows have labels that are not named: {', '.join(unknown[:10])}",
-            where="task.labels",
-            hint="add them, or leave task.labels out",
-        )
-    return recipe.task.labels
+
+    def breakdowns(self, after: Measured) -> tuple[Breakdown, ...]:  # noqa: ARG002
+        """The tuned model's figures by target and by group of rows."""
+        return ()
+
+    def scatters(self, after: Measured) -> tuple[Scatter, ...]:  # noqa: ARG002
+        """Measured and predicted values for a figure."""
+        return ()
+
+    def facts(self) -> Mapping[str, Any]:
+        """What whoever loads the result must know beside the recipe."""
+        return {}
 
 
 def measured_rows(test: Sequence[Record], most: int | None, seed: int) -> tuple[Record, ...]:
@@ -128,51 +114,6 @@ def measured_rows(test: Sequence[Record], most: int | None, seed: int) -> tuple[
         return tuple(test)
     chosen = random.Random(derive(seed, "measured")).sample(range(len(test)), most)  # noqa: S311
     return tuple(test[i] for i in sorted(chosen))
-
-
-def _encode(task: Task[Any], splits: Splits) -> tuple[list[Any], list[Any]]:
-    """Encode all splits, so that a row that cannot be learnt or measured is found now, all faults together."""
-    faults: list[Fault] = []
-    found: dict[str, list[Any]] = {}
-    for name, rows in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
-        try:
-            found[name] = task.encode(rows, training=name == "train")
-        except DataError as error:
-            faults += error.faults
-    if faults:
-        raise DataError.of(faults)
-    for name, examples in found.items():
-        if not examples:
-            raise DataError(
-                f"no {name} row keeps anything to learn within task.max_tokens",
-                where="task.max_tokens",
-                hint="raise it, or shorten the rows",
-            )
-    return found["train"], found["validation"]
-
-
-def _dropped(splits: Splits, train: Sequence[Any], recipe: Recipe) -> list[str]:
-    kept = len({example.where for example in train})
-    lost = len(splits.train) - kept
-    if lost <= 0 or recipe.task.kind == "classify":
-        return []
-    return [f"{lost} of {len(splits.train)} training rows are longer than task.max_tokens and were dropped"]
-
-
-MOST_UNKNOWN = 0.1
-"""Share of unknown tokens from which the user is told that model and language do not fit."""
-
-
-def _unknown(train: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """A note where the tokenizer does not know the characters of the rows: what it does not see it cannot learn."""
-    unknown = tokenizer.unk_token_id
-    if unknown is None:
-        return []
-    ids = [example.ids for example in train[:1000]]
-    share = sum(int((row == unknown).sum()) for row in ids) / sum(len(row) for row in ids)
-    if share < MOST_UNKNOWN:
-        return []
-    return [f"{share:.0%} of the tokens are unknown to this model: choose a base that was trained on this language"]
 
 
 def choose_device(recipe: Recipe) -> torch.device:
@@ -193,7 +134,7 @@ def learning_rate(job: Job) -> tuple[float, str]:
         return recipe.train.learning_rate, "set in the recipe"
     steps = recipe.train.total_steps(len(job.train))
     return planning.learning_rate(
-        recipe.method, head=job.head, parameters=job.shape.parameters, steps=steps, task_kind=recipe.task.kind
+        recipe.method, head=job.head, parameters=job.parameters, steps=steps, task_kind=recipe.task.kind
     )
 
 
@@ -205,5 +146,7 @@ def say(job: Job) -> None:
         f"{len(splits.validation)} validation, {len(splits.test)} test rows",
         format=splits.format,
     )
+    for text in splits.facts:
+        log.note(text)
     for text in job.notes:
         log.warn(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,7 +13,10 @@ from metier import data, models, tasks
 from metier.core import RecipeError
 from metier.core.log import note
 from metier.data import Look
+from metier.data.cells import read_cells
+from metier.models import NEW_CELLS
 from metier.recipe import DataSection, EvaluateSection, ExportSection, ModelSection, TrainSection, parse
+from metier.run.values import CELL_FILES
 
 
 def draft(model: str, file: str) -> str:
@@ -25,6 +29,8 @@ def draft(model: str, file: str) -> str:
     Raises:
         MetierError: If the model or the rows cannot be read.
     """
+    if Path(file).suffix in CELL_FILES:
+        return _cells(model, file)
     look = data.look(file)
     head = models.describe_head(ModelSection(base=model))
     task = _task(look, head)
@@ -40,6 +46,25 @@ def draft(model: str, file: str) -> str:
     }
     parse(tree)  # a draft that does not hold is our mistake, found here
     top = f"# {look.reason}\n# `metier check` shows what the model will see, `metier train` does the work.\n"
+    return top + "\n".join(_lines(tree))
+
+
+def _cells(model: str, file: str) -> str:
+    """A recipe for cells; the table is read and checked whole."""
+    table = read_cells(file)
+    panel, new = table.panel, model == NEW_CELLS
+    note(f"{file}: {len(table)} cells, {len(panel.genes)} genes, {len(panel.proteins)} proteins; task cells")
+    tree = {
+        "model": {"base": model},
+        "data": {"train": file, "validation": 0.1, "test": 0.1},
+        "task": {"kind": "cells"},
+        "method": {"kind": "full" if new else "lora"},
+        "train": {"learning_rate": "auto", "epochs": 60 if new else 20, "batch_size": 128 if new else 32},
+        "evaluate": {"rows": None},
+        "export": {"folder": "runs/job"},
+    }
+    top = f"# {len(table):,} cells, {len(panel.genes):,} genes, {len(panel.proteins):,} proteins\n"
+    top += "# `metier check` shows what the model will see, `metier train` does the work.\n"
     return top + "\n".join(_lines(tree))
 
 
@@ -107,4 +132,4 @@ def _in_one_line(value: Any) -> str:
 
 
 def _kinds(name: str) -> str:
-    return {"task": "chat, complete or classify", "method": "full, freeze or lora"}.get(name, "")
+    return {"task": "chat, complete, classify, cells or own", "method": "full, freeze or lora"}.get(name, "")

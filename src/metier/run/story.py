@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,17 +13,20 @@ from typing import TYPE_CHECKING, Any
 from metier import adapt, evaluation, models, report, tasks, training
 from metier.core import log
 from metier.core.evidence import Cost, Evidence, Setting
-from metier.core.files import cache_root, sha256, size_bytes, write_json
+from metier.core.files import cache_root, size_bytes, write_json
 from metier.core.meter import Meter
 from metier.core.rng import derive, seed_everything
 from metier.core.version import __version__
-from metier.recipe import ChatTask, LoRAMethod, Recipe, dump
+from metier.recipe import LoRAMethod, Recipe, dump
 from metier.run import environment
 from metier.run.folder import RunFolder, claim, enter, write_facts
 from metier.run.foresee import warn_if_too_large
-from metier.run.job import Job, choose_device, learning_rate, prepare, say
+from metier.run.job import Job, choose_device, learning_rate, say
+from metier.run.preparation import prepare
 
 if TYPE_CHECKING:
+    import torch
+
     from metier.adapt import Adapted
     from metier.evaluation import Measured
     from metier.models import Model
@@ -67,13 +70,14 @@ def run(recipe: Recipe, *, given: str | None = None, command: str = "metier trai
             setup = _set_up(job, folder)
         with meter.phase("measure before"):
             before = measure_base(job, setup.model)
-        adapted = _adapt(setup)
         with meter.phase("train"):
-            outcome = _train(setup, adapted)
+            fitted, tensors = _fit(setup)
+            adapted = _adapt(setup, fitted)
+            outcome = _train(setup, adapted, keep_start=bool(fitted))
         with meter.phase("measure after"):
-            after = _measure(job, setup.model, adapted.module, base=before)
+            after = job.measure(setup.model, adapted.module, base=before)
         with meter.phase("save"):
-            _save(setup, adapted)
+            _save(setup, adapted, tensors)
         evidence = _evidence(setup, adapted, outcome, before, after, meter, command)
         _report(setup, evidence)
         _finish(setup, adapted)
@@ -82,19 +86,17 @@ def run(recipe: Recipe, *, given: str | None = None, command: str = "metier trai
 
 def measure_base(job: Job, model: Model) -> Measured:
     """The base's figures; taken from the cache where the same base was measured on the same rows by the same code."""
-    section, weight = job.recipe.evaluate, next(model.module.parameters())
+    weight = next(model.module.parameters())
     key = {
         "base": model.lineage.fingerprint,
         "rows": job.splits.fingerprint,
         "data": job.recipe.data.model_dump(mode="json"),
         "task": job.recipe.task.model_dump(mode="json"),
-        "evaluate": section.model_dump(mode="json"),
+        "evaluate": job.recipe.evaluate.model_dump(mode="json"),
         "seed": job.recipe.train.seed if model.new else None,
-        "pack": [dict(item.keys) for item in job.pack],
         "source": environment.source_digest(),
         "arithmetic": f"{weight.dtype} on {weight.device.type}, attention {job.recipe.model.attention}",
-        "chat_template": model.tokenizer.chat_template,
-        "files": {path: sha256(Path(path)) for path in (section.json_schema, _template_file(job.recipe)) if path},
+        **job.identity(model),
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     kept = cache_root() / "measured" / digest
@@ -103,13 +105,9 @@ def measure_base(job: Job, model: Model) -> Measured:
         log.note("the base was measured before; its figures are taken from the cache", cache=str(kept))
         return found
     log.note(f"measuring the base on {len(job.test)} test rows")
-    measured = _measure(job, model, model.module, base=None)
+    measured = job.measure(model, model.module, base=None)
     measured.save(kept)
     return measured
-
-
-def _template_file(recipe: Recipe) -> str | None:
-    return recipe.task.template if isinstance(recipe.task, ChatTask) else None
 
 
 def _set_up(job: Job, folder: RunFolder) -> Setup:
@@ -118,7 +116,7 @@ def _set_up(job: Job, folder: RunFolder) -> Setup:
     precision = training.choose(recipe.train, device)
     if precision.name == "bf16" and not isinstance(recipe.method, LoRAMethod):
         log.warn(training.PURE_BF16_WARNING)
-    model = models.load(recipe.model, head=job.head, labels=job.labels or None, seed=recipe.train.seed)
+    model = job.load()
     precision.place(model.module)
     rate, reason = learning_rate(job)
     if rate == 0:
@@ -126,7 +124,15 @@ def _set_up(job: Job, folder: RunFolder) -> Setup:
     return Setup(job, folder, model, precision, rate, reason)
 
 
-def _adapt(setup: Setup) -> Adapted:
+def _fit(setup: Setup) -> tuple[tuple[str, ...], Mapping[str, torch.Tensor]]:
+    """Fit in closed form what the job can; what was done, and the tensors that it changed."""
+    module = setup.model.module
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()} if setup.job.fits else {}
+    fitted = setup.job.calibrate(setup.model)
+    return fitted, models.changed(before, module) if fitted else {}
+
+
+def _adapt(setup: Setup, fitted: Sequence[str]) -> Adapted:
     recipe = setup.job.recipe
     seed_everything(derive(recipe.train.seed, "adapt"))
     adapted = adapt.adapt(
@@ -134,7 +140,7 @@ def _adapt(setup: Setup) -> Adapted:
         recipe.method,
         head=setup.job.head,
         base_name=setup.model.lineage.reference,
-        new=setup.model.new,
+        new=(*setup.model.new, *setup.model.whole),
     )
     setup.precision.place(adapted.module)
     share = adapted.moved / adapted.total
@@ -145,12 +151,12 @@ def _adapt(setup: Setup) -> Adapted:
     )
     for pattern, tensors, count in adapted.patterns()[:12]:
         log.note(f"  {pattern}  x{tensors}  {count:,}")
-    for text in adapted.notes:
+    for text in (*fitted, *adapted.notes):
         log.note(text)
-    return adapted
+    return replace(adapted, notes=(*fitted, *adapted.notes))
 
 
-def _train(setup: Setup, adapted: Adapted) -> training.Outcome:
+def _train(setup: Setup, adapted: Adapted, *, keep_start: bool) -> training.Outcome:
     job, export = setup.job, setup.job.recipe.export
     log.note(f"learning rate {setup.learning_rate:g}: {setup.reason}")
 
@@ -173,6 +179,7 @@ def _train(setup: Setup, adapted: Adapted) -> training.Outcome:
             keep=export.checkpoints,
             minutes=export.checkpoint_minutes,
         ),
+        keep_start=keep_start,
     )
     log.note(
         f"validation loss {outcome.first_loss:.4f} -> {outcome.best_loss:.4f} at step {outcome.best_step} of "
@@ -181,30 +188,19 @@ def _train(setup: Setup, adapted: Adapted) -> training.Outcome:
     return outcome
 
 
-def _measure(job: Job, model: Model, module: Any, *, base: Measured | None) -> Measured:
-    return evaluation.measure(
-        job.task,
-        module,
-        model.tokenizer,
-        job.test,
-        job.recipe.evaluate,
-        job.pack,
-        base=base,
-        new_head=base is None and bool(model.new),
-        train=job.splits.train,
-    )
-
-
-def _save(setup: Setup, adapted: Adapted) -> None:
+def _save(setup: Setup, adapted: Adapted, fitted: Mapping[str, torch.Tensor]) -> None:
     folder = setup.folder
     if isinstance(setup.job.recipe.method, LoRAMethod):
+        if fitted:
+            models.write_tensors(fitted, folder.fitted)
         adapt.save_adapter(adapted.module, folder.adapter)
-        models.save_tokenizer(setup.model, folder.path)
+        if setup.model.tokenizer is not None:
+            models.save_tokenizer(setup.model, folder.path)
         if setup.job.recipe.export.merge:
             merged = adapt.merged(adapted.module)
-            models.save(setup.model.with_module(merged), folder.path / "merged")
+            models.save(setup.model.with_module(merged), folder.path / "merged", setup.job.recipe.model)
     else:
-        models.save(setup.model.with_module(adapted.module), folder.path)
+        models.save(setup.model.with_module(adapted.module), folder.path, setup.job.recipe.model)
 
 
 def _evidence(
@@ -219,7 +215,7 @@ def _evidence(
     job, recipe = setup.job, setup.job.recipe
     confidence = recipe.evaluate.confidence
     measures = evaluation.compare(before, after, confidence)
-    primary = evaluation.primary_metric(job.task, after)
+    primary = job.primary(after)
     cost = Cost(
         phases=tuple(meter.phases),
         tokens_per_second=outcome.tokens_per_second,
@@ -246,7 +242,9 @@ def _evidence(
         measures=measures,
         baselines=before.baselines,
         cost=cost,
-        answers=evaluation.side_by_side(job.task, job.test, before, after, primary),
+        answers=job.answers(before, after, primary),
+        breakdowns=job.breakdowns(after),
+        scatters=job.scatters(after),
         notes=(*job.notes, *adapted.notes, *before.notes, *after.notes, *_doubts(outcome)),
     )
 
@@ -273,7 +271,11 @@ def _setting(setup: Setup, adapted: Adapted) -> Setting:
 
 def _doubts(outcome: training.Outcome) -> list[str]:
     doubts = []
-    if outcome.best_loss >= outcome.first_loss:
+    if outcome.best_step == 0:
+        doubts.append(
+            "no step of tuning was better on validation than what had been fitted in closed form: that is kept"
+        )
+    elif outcome.best_loss >= outcome.first_loss:
         doubts.append("the validation loss never fell below the base's: tuning taught nothing that validation shows")
     if outcome.steps < 100:
         doubts.append(
@@ -284,7 +286,7 @@ def _doubts(outcome: training.Outcome) -> list[str]:
 
 def _result_bytes(folder: RunFolder) -> int:
     if folder.adapter.exists():
-        return size_bytes(folder.adapter)
+        return size_bytes(folder.adapter) + (folder.fitted.stat().st_size if folder.fitted.exists() else 0)
     return sum(path.stat().st_size for path in folder.path.glob("*.safetensors"))
 
 
@@ -316,6 +318,7 @@ def _finish(setup: Setup, adapted: Adapted) -> None:
         "labels": list(setup.job.labels),
         "method": setup.job.recipe.method.kind,
         "parameters_moved": adapted.moved,
+        **setup.job.facts(),
     }
     write_facts(setup.folder, facts)
     # The result is whole and saved: checkpoints have served.

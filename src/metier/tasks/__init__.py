@@ -4,7 +4,8 @@ The training loop, the evaluator and the report know tasks only through the prot
 classifier share every other line of the system.
 
 Adding a task: write `tasks/<name>.py` with a class of this shape, give it a section in `recipe/task.py`, and add its
-row to `build` below. The contract tests then hold it to the promises of the protocol.
+row to `build` below, or to `run/preparation.py` where its answers are numbers. The contract tests then hold it to the
+promises of the protocol.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from metier.recipe import ChatTask, ClassifyTask, CompleteTask
 from metier.tasks.chat import Chat
 from metier.tasks.classify import ClassifyByHead, ClassifyByWords
 from metier.tasks.complete import Complete, middle_ids
-from metier.tasks.protocol import Answering, Shown, Task
+from metier.tasks.own import build as build_own
+from metier.tasks.protocol import Answering, Shown, Task, TextTask
 from metier.tasks.scoring import score, to_device
 from metier.tasks.seq2seq import SequenceToSequence
+from metier.tasks.values import ValueTask, predict, targets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,12 +30,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from metier.models.model import Head
-    from metier.recipe import TaskSection
+    from metier.recipe import TextTaskSection
 
-__all__ = ["Answering", "Shown", "Task", "build", "head_for", "score", "to_device"]
+__all__ = [
+    "Answering",
+    "Shown",
+    "Task",
+    "TextTask",
+    "ValueTask",
+    "build",
+    "build_own",
+    "head_for",
+    "predict",
+    "score",
+    "targets",
+    "to_device",
+]
 
 
-def head_for(section: TaskSection, native: Head) -> Head:
+def head_for(section: TextTaskSection, native: Head) -> Head:
     """The head that the task needs on a network whose own head is `native`.
 
     Raises:
@@ -61,15 +77,15 @@ def head_for(section: TaskSection, native: Head) -> Head:
 
 
 def build(
-    section: TaskSection,
+    section: TextTaskSection,
     tokenizer: PreTrainedTokenizerBase,
     *,
     head: Head,
     labels: Sequence[str],
     context: int,
     seed: int,
-) -> Task[Any]:
-    """The task that the recipe names, for this kind of model.
+) -> TextTask[Any]:
+    """The task on text that the recipe names, for this kind of model.
 
     Args:
         section: The recipe's task.

@@ -46,14 +46,11 @@ class Answering:
 
 
 class Task(Protocol[Example]):
-    """One thing a model can be taught.
+    """One thing a model can be taught: all that the training loop and the validation need.
 
     Attributes:
         kind: The recipe's word for it.
-        unit: What `Loss.weight_B` counts, singular, as it is printed: "token", "row", "protein value".
-        metrics: Names in the metric table that fit its answers; the first one decides.
-        retains: What can be lost: a language model's general text, an encoder's sense of likeness, or nothing
-            that we can measure.
+        unit: What `Loss.weight_B` counts, singular, as it is printed: "token", "row", "value".
     """
 
     @property
@@ -62,13 +59,7 @@ class Task(Protocol[Example]):
     @property
     def unit(self) -> str: ...  # noqa: D102
 
-    @property
-    def metrics(self) -> tuple[str, ...]: ...  # noqa: D102
-
-    @property
-    def retains(self) -> Literal["language", "encoder", "none"]: ...  # noqa: D102
-
-    def encode(self, records: Sequence[Record], *, training: bool) -> list[Example]:
+    def encode(self, records: Sequence[Record], *, training: bool) -> Sequence[Example]:
         """Turn rows into examples; one row may give several.
 
         Raises:
@@ -91,6 +82,22 @@ class Task(Protocol[Example]):
     def show(self, example: Example) -> Shown:
         """The example as text, with what is learnt marked."""
         ...
+
+
+class TextTask(Task[Example], Protocol[Example]):
+    """A task whose answers are text.
+
+    Attributes:
+        metrics: Names in the metric table that fit its answers; the first one decides.
+        retains: What can be lost: a language model's general text, an encoder's sense of likeness, or nothing
+            that we can measure.
+    """
+
+    @property
+    def metrics(self) -> tuple[str, ...]: ...  # noqa: D102 - told above
+
+    @property
+    def retains(self) -> Literal["language", "encoder", "none"]: ...  # noqa: D102
 
     def question(self, record: Record) -> str:
         """What is asked, for people."""

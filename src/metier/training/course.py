@@ -84,6 +84,7 @@ def run(
     precision: Precision,
     validate: Callable[[], float],
     places: Places,
+    keep_start: bool = False,
 ) -> Outcome:
     """Train, validate, keep the best, save; begins where an earlier call was interrupted.
 
@@ -97,6 +98,8 @@ def run(
         precision: Number format and device; the module is there already.
         validate: Takes the validation loss of the module as it is.
         places: Where to write.
+        keep_start: Whether the weights as they come count as found: where they were fitted to the rows already, the
+            best step may be none.
 
     Raises:
         DivergedError: If loss or gradient stop being numbers; the last checkpoint stays.
@@ -109,7 +112,7 @@ def run(
     per_epoch = section.steps_per_epoch(len(examples))
     schedule = build_schedule(section.schedule, optimizer, total_steps=total, steps_per_epoch=per_epoch)
     course = _Course(module, optimizer, schedule, validate, places, total)
-    state = course.begin()
+    state = course.begin(keep_start=keep_start)
     steps = batches.steps([task.size(example) for example in examples], section, first=state.step + 1, last=total)
     every = max(1, round(total / section.evaluations))
     with _signals() as interrupted, heap.kept(), bar("training", total, state.step) as show:
@@ -146,14 +149,17 @@ class _Course:
         self._validation = float("nan")
         self._log = MetricsLog(places.metrics)
 
-    def begin(self) -> Progress:
+    def begin(self, *, keep_start: bool) -> Progress:
         """Restore the newest checkpoint, or take the first validation loss."""
         found = checkpoint.load_newest(self._places.checkpoints, self._module, self._optimizer, self._schedule)
         if found is None:
             _check_space(self._module, self._places)
             self._log.cut(None)
             self._validation = self._validate()
-            self._log.validation(0, 0.0, self._validation, best=False)
+            self._log.validation(0, 0.0, self._validation, best=keep_start)
+            if keep_start:
+                checkpoint.save_weights(self._module, self._best)
+                self._state = replace(self._state, best_loss=self._validation)
         else:
             note(f"resumed after step {found.step} of {self._total}", step=found.step)
             self._log.cut(found.step)
@@ -217,7 +223,7 @@ class _Course:
     def end(self) -> Outcome:
         """Put the best weights back and sum up."""
         state = self._state
-        if state.best_step == 0:
+        if not math.isfinite(state.best_loss):
             raise DivergedError(
                 "no validation loss was a number", where="validation", hint="lower train.learning_rate to a third"
             )

@@ -1,0 +1,59 @@
+"""A network for cells, out to a folder and back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from metier.core import Fault, ModelError
+from metier.core.files import storage_error, write_json
+from metier.models.cellnet.network import CellConfig, CellNet
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+def save(network: CellNet, folder: Path) -> None:
+    """Write model.safetensors and config.json.
+
+    Raises:
+        StorageError: If the disk is full or the folder cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, folder / WEIGHTS)
+    except SafetensorError as error:
+        raise storage_error(folder, OSError(str(error))) from error
+    except OSError as error:
+        raise storage_error(folder, error) from error
+    write_json(folder / CONFIG, {"architectures": ["CellNet"], **asdict(network.config)})
+
+
+def load(folder: Path) -> CellNet:
+    """What `save` wrote, in evaluation mode.
+
+    Raises:
+        ModelError: If a file is missing or damaged, or tensors are missing, left over or misshapen.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        network = CellNet(CellConfig.read(json.loads((folder / CONFIG).read_text("utf-8"))))
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"the network cannot be read: {' '.join(str(error).split())[:200]}",
+            where=str(folder),
+            hint=f"the folder needs {CONFIG} and {WEIGHTS} as they were saved",
+        ) from error
+    own = network.state_dict()
+    wrong = [name for name in sorted(own.keys() | tensors.keys())
+             if name not in own or name not in tensors or own[name].shape != tensors[name].shape]  # fmt: skip
+    if wrong:
+        raise ModelError.of([Fault(name, "is missing, left over or misshapen", "save it again") for name in wrong])
+    network.load_state_dict(tensors)
+    return network.eval()

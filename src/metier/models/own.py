@@ -1,0 +1,179 @@
+"""Networks that no library of ours knows: any `nn.Module` that can be imported, with weights that are read safely."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from metier.core import Fault, ModelError, RecipeError, log
+from metier.core.files import storage_error, write_json
+from metier.models import pickled
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from metier.recipe import ModelSection
+
+NEW = "new"
+"""What `model.base` says where there are no pretrained weights."""
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+NAMED = 5
+
+
+def imported(use: str, *, where: str) -> Any:
+    """What "package.module:Name" names; modules beside the working directory are found as well.
+
+    Raises:
+        RecipeError: If it cannot be imported or is not there.
+    """
+    module_name, _, name = use.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module_name), name, None)
+    except ImportError as error:
+        hint = "install it, or begin from the folder in which it lies"
+        raise RecipeError(f"cannot import {module_name}: {error}", where=f"{where}: {use}", hint=hint) from error
+    if found is None:
+        raise RecipeError(
+            f"{module_name} has no {name}", where=f"{where}: {use}", hint="check the name after the colon"
+        )
+    return found
+
+
+def called(use: str, arguments: Mapping[str, Any], *, where: str) -> Any:
+    """What the named class or function makes of the arguments.
+
+    Raises:
+        RecipeError: If it does not take them.
+    """
+    make = imported(use, where=where)
+    try:
+        takes = inspect.signature(make)
+        takes.bind(**arguments)
+    except ValueError:  # what C code made has no signature: the call itself will tell
+        return make(**arguments)
+    except TypeError as error:
+        raise RecipeError(str(error), where=f"{where}.arguments", hint=f"it takes {takes}") from error
+    return make(**arguments)
+
+
+def build(section: ModelSection, seed: int) -> tuple[nn.Module, tuple[str, ...]]:
+    """The network, and the names of its parameters that the weights do not hold.
+
+    Raises:
+        RecipeError: If the class cannot be imported or called.
+        ModelError: If the weights do not fit.
+    """
+    use = str(section.use)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = called(use, section.arguments, where="model.use")
+    if not isinstance(module, nn.Module):
+        raise RecipeError(f"{use} made no torch.nn.Module", where="model.use", hint="name a class of networks")
+    module = module.float().eval()
+    names = tuple(name for name, _ in module.named_parameters())
+    if section.base == NEW:
+        return module, names
+    tensors = read_weights(Path(section.base).expanduser())
+    fill(module, tensors, where=section.base)
+    return module, tuple(name for name in names if name not in tensors)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of any kind, or of a folder that `save` wrote; nothing that a file names is run.
+
+    Raises:
+        ModelError: If there is none, or it is damaged.
+    """
+    from safetensors.torch import load_file
+
+    if path.is_dir():
+        path /= WEIGHTS
+    if path.suffix != ".safetensors":
+        return dict(pickled.read(path).tensors)
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        hint = "name a .safetensors file or one that torch.save wrote"
+        raise ModelError(f"the weights cannot be read: {error}", where=str(path), hint=hint) from error
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
+    """Put the weights into the network; what the file does not hold keeps its fresh values, what is left over is told.
+
+    Raises:
+        ModelError: If nothing fits, or a tensor has another shape.
+    """
+    own = module.state_dict()
+    faults = [
+        Fault(name, f"has the shape {tuple(tensor.shape)} instead of {tuple(own[name].shape)}", "check model.arguments")
+        for name, tensor in sorted(tensors.items())
+        if name in own and own[name].shape != tensor.shape
+    ]
+    strangers = sorted(tensors.keys() - own.keys())
+    what = f"{len(strangers)} of {len(tensors)} tensors have no place in the network: {_some(strangers)}"
+    if len(strangers) == len(tensors):
+        faults.append(Fault(where, what, f"its own are called such as {_some(list(own))}"))
+    if faults:
+        raise ModelError.of(faults)
+    if strangers:
+        log.note(f"{where}: {what}")
+    module.load_state_dict(dict(tensors), strict=False)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (" ..." if len(names) > NAMED else "")
+
+
+def changed(before: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the network that are no longer what they were."""
+    now = module.state_dict()
+    return {name: tensor for name, tensor in now.items() if not torch.equal(tensor, before[name])}
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors to a safetensors file.
+
+    Raises:
+        StorageError: If the disk is full or the folder cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        raise storage_error(path, OSError(str(error))) from error
+    except OSError as error:
+        raise storage_error(path, error) from error
+
+
+def save(module: nn.Module, folder: Path, section: ModelSection | None) -> None:
+    """Write model.safetensors and a config.json that names the class.
+
+    Raises:
+        StorageError: If the disk is full or the folder cannot be written.
+    """
+    from safetensors.torch import save_model
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(module, str(folder / WEIGHTS))
+    except SafetensorError as error:
+        raise storage_error(folder, OSError(str(error))) from error
+    except OSError as error:
+        raise storage_error(folder, error) from error
+    said = {} if section is None else {"use": section.use, "arguments": section.arguments}
+    config = {"architectures": [type(module).__name__], **said}
+    write_json(folder / CONFIG, config)

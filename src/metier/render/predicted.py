@@ -1,0 +1,39 @@
+"""What `metier predict` writes: rows with their answers, or a file of cells with their proteins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from metier.core import RecipeError
+from metier.run.value_specialist import CellSpecialist
+
+if TYPE_CHECKING:
+    from metier.run import Specialist
+
+
+def reads_cells(specialist: Specialist) -> TypeGuard[CellSpecialist]:
+    """Whether it predicts cells, and not rows."""
+    return isinstance(specialist, CellSpecialist)
+
+
+def cells(specialist: CellSpecialist, data: Path, output: Path | None) -> dict[str, Any]:
+    """Predict a file of cells into another; what was written.
+
+    Raises:
+        RecipeError: If no output is named.
+    """
+    if output is None:
+        raise RecipeError("cells are written to a file", where="command line", hint="name it with --output FILE.h5ad")
+    count = specialist.predict_file(data, output)
+    return {"cells": count, "proteins": list(specialist.proteins), "file": str(output)}
+
+
+def rows(specialist: Specialist, questions: Sequence[Any], max_new_tokens: int | None) -> list[dict[str, Any]]:
+    """Every question with its answer under `prediction`."""
+    answers = specialist.predict(questions, max_new_tokens=max_new_tokens)
+    return [
+        {**(row if isinstance(row, dict) else {"text": row}), "prediction": answer}
+        for row, answer in zip(questions, answers, strict=True)
+    ]

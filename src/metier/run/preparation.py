@@ -1,0 +1,28 @@
+"""The door from a recipe to a checked job."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from metier.recipe import CellsTask, ChatTask, ClassifyTask, CompleteTask, OwnTask, Recipe
+from metier.run import text, values
+
+if TYPE_CHECKING:
+    from metier.run.job import Job
+
+
+def prepare(recipe: Recipe) -> Job:
+    """Read and check everything before anything expensive begins.
+
+    Raises:
+        MetierError: With every fault that was found.
+    """
+    match recipe.task:
+        case ChatTask() | CompleteTask() | ClassifyTask():
+            return text.prepare(recipe, recipe.task)
+        case CellsTask():
+            return values.prepare_cells(recipe, recipe.task)
+        case OwnTask():
+            return values.prepare_own(recipe, recipe.task)
+        case _:
+            assert_never(recipe.task)

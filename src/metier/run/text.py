@@ -1,0 +1,217 @@
+"""Jobs on text: rows of files for a model that transformers loads; no weight is loaded while they are checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metier import data, evaluation, models, planning, tasks
+from metier.core import DataError, Fault, RecipeError
+from metier.core.files import sha256
+from metier.data.records import Labelled, Splits
+from metier.recipe import ChatTask, ClassifyTask, Recipe
+from metier.run.job import Job, measured_rows
+from metier.training import batches
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from metier.core.evidence import Answer
+    from metier.evaluation import Item, Measured
+    from metier.models import Model, Shape
+    from metier.planning import Plan
+    from metier.recipe import TextTaskSection
+    from metier.tasks import TextTask
+
+
+@dataclass(frozen=True)
+class TextJob(Job):
+    """A job on text.
+
+    Attributes:
+        shape: Sizes of the network.
+        pack: Items of the retention pack.
+    """
+
+    task: TextTask[Any]
+    shape: Shape
+    pack: tuple[Item, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the network."""
+        return self.shape.parameters
+
+    def load(self) -> Model:
+        """The pretrained model with the head that the task needs."""
+        recipe = self.recipe
+        return models.load(recipe.model, head=self.head, labels=self.labels or None, seed=recipe.train.seed)
+
+    def identity(self, model: Model) -> Mapping[str, Any]:
+        """Pack, chat template, and the content of the files that the recipe names."""
+        task, schema = self.recipe.task, self.recipe.evaluate.json_schema
+        template = task.template if isinstance(task, ChatTask) else None
+        return {
+            "pack": [dict(item.keys) for item in self.pack],
+            "chat_template": models.tokenizer_of(model).chat_template,
+            "files": {path: sha256(Path(path)) for path in (schema, template) if path},
+        }
+
+    def measure(self, model: Model, module: nn.Module, *, base: Measured | None) -> Measured:
+        """Domain and retention on the same rows and items."""
+        return evaluation.measure(
+            self.task,
+            module,
+            models.tokenizer_of(model),
+            self.test,
+            self.recipe.evaluate,
+            self.pack,
+            base=base,
+            new_head=base is None and bool(model.new),
+            train=self.splits.train,
+        )
+
+    def primary(self, after: Measured) -> str:
+        """The first of the task's metrics that could be measured, else the loss."""
+        return evaluation.primary_metric(self.task, after)
+
+    def answers(self, before: Measured, after: Measured, primary: str) -> tuple[Answer, ...]:
+        """Every answered row with both answers."""
+        return evaluation.side_by_side(self.task, self.test, before, after, primary)
+
+    def plan(self, *, flops_per_second: float | None) -> Plan:
+        """Parameters, memory and time of every method."""
+        sizes = [self.task.size(example) for example in self.train]
+        return planning.plan(
+            self.shape,
+            self.recipe,
+            row_tokens=sizes,
+            head=self.head,
+            supervised_share=_learnt_share(self.train, sizes),
+            peak_tokens=_largest_cut(self.recipe, sizes),
+            flops_per_second=flops_per_second,
+        )
+
+
+def prepare(recipe: Recipe, section: TextTaskSection) -> TextJob:
+    """Read and check everything but the weights.
+
+    Raises:
+        MetierError: With every fault that was found, in the order recipe, model, rows.
+    """
+    evaluation.check_schema(recipe.evaluate)
+    pack = evaluation.read_pack(recipe.evaluate.retention)
+    shape = models.describe(recipe.model)
+    head = tasks.head_for(section, models.describe_head(recipe.model))
+    splits = data.read(recipe.data, accepts=data.formats_for(recipe.task.kind))
+    labels = class_labels(recipe, splits)
+    tokenizer = models.load_tokenizer(recipe.model)
+    task = tasks.build(
+        section,
+        tokenizer,
+        head=head,
+        labels=labels,
+        context=shape.context,
+        seed=recipe.train.seed,
+    )
+    train, validation = _encode(task, splits)
+    notes = [*splits.notes, *_dropped(splits, train, recipe), *_unknown(train, tokenizer)]
+    if head == "seq2seq" and recipe.evaluate.retention != "off":
+        notes.append("retention is not measured for encoder-decoder models")
+    return TextJob(
+        recipe=recipe,
+        shape=shape,
+        head=head,
+        labels=labels,
+        task=task,
+        splits=splits,
+        train=tuple(train),
+        validation=tuple(validation),
+        test=measured_rows(splits.test, recipe.evaluate.rows, recipe.data.seed),
+        pack=pack,
+        notes=tuple(notes),
+    )
+
+
+def class_labels(recipe: Recipe, splits: Splits) -> tuple[str, ...]:
+    """The classes in order: the recipe's, else the sorted ones of the training rows; numbers sort as numbers.
+
+    Raises:
+        RecipeError: If the rows have labels that the recipe does not name.
+    """
+    if not isinstance(recipe.task, ClassifyTask):
+        return ()
+    found = {row.label for row in splits.train if isinstance(row, Labelled)}
+    if recipe.task.labels is None:
+        return tuple(
+            sorted(found, key=lambda label: (not label.isdigit(), int(label) if label.isdigit() else 0, label))
+        )
+    unknown = sorted(found - set(recipe.task.labels))
+    if unknown:
+        raise RecipeError(
+            f"the training rows have labels that are not named: {', '.join(unknown[:10])}",
+            where="task.labels",
+            hint="add them, or leave task.labels out",
+        )
+    return recipe.task.labels
+
+
+def _encode(task: TextTask[Any], splits: Splits) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Encode all splits, so that a row that cannot be learnt or measured is found now, all faults together."""
+    faults: list[Fault] = []
+    found: dict[str, Sequence[Any]] = {}
+    for name, rows in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
+        try:
+            found[name] = task.encode(rows, training=name == "train")
+        except DataError as error:
+            faults += error.faults
+    if faults:
+        raise DataError.of(faults)
+    for name, examples in found.items():
+        if not examples:
+            raise DataError(
+                f"no {name} row keeps anything to learn within task.max_tokens",
+                where="task.max_tokens",
+                hint="raise it, or shorten the rows",
+            )
+    return found["train"], found["validation"]
+
+
+def _dropped(splits: Splits, train: Sequence[Any], recipe: Recipe) -> list[str]:
+    kept = len({example.where for example in train})
+    lost = len(splits.train) - kept
+    if lost <= 0 or recipe.task.kind == "classify":
+        return []
+    return [f"{lost} of {len(splits.train)} training rows are longer than task.max_tokens and were dropped"]
+
+
+MOST_UNKNOWN = 0.1
+"""Share of unknown tokens from which the user is told that model and language do not fit."""
+
+
+def _unknown(train: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """A note where the tokenizer does not know the characters of the rows: what it does not see it cannot learn."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None:
+        return []
+    ids = [example.ids for example in train[:1000]]
+    share = sum(int((row == unknown).sum()) for row in ids) / sum(len(row) for row in ids)
+    if share < MOST_UNKNOWN:
+        return []
+    return [f"{share:.0%} of the tokens are unknown to this model: choose a base that was trained on this language"]
+
+
+def _learnt_share(train: Sequence[Any], sizes: list[int]) -> float:
+    learnt = sum(int(example.learnt.sum()) for example in train if hasattr(example, "learnt"))
+    return learnt / sum(sizes) if learnt else 1.0
+
+
+def _largest_cut(recipe: Recipe, sizes: list[int]) -> int:
+    """Tokens of the largest micro-batch of the first epoch, padding included."""
+    section = recipe.train
+    steps = batches.steps(sizes, section, last=section.steps_per_epoch(len(sizes)))
+    return max(len(cut) * max(sizes[i] for i in cut) for step in steps for cut in step.micro_batches)

@@ -1,0 +1,340 @@
+"""Jobs on cells and on a user's own rows, end to end: pretraining, tuning both ways, loading, predicting, resuming."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_cells import anndata, synthetic, write_h5mu, write_pair
+
+import metier
+from metier.core import DataError, ModelError, RecipeError
+from metier.models import sctranslator
+from metier.models.sctranslator import ScTranslator, Shape
+
+OWN = """
+import torch
+from metier import ValueTask
+
+class Net(torch.nn.Module):
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.inner, self.head = torch.nn.Linear(3, width), torch.nn.Linear(width, 2)
+
+    def forward(self, x_BF):
+        return self.head(torch.tanh(self.inner(x_BF)))
+
+class Sums(ValueTask):
+    names = ("sum", "difference")
+
+    def example(self, row):
+        return [float(row[k]) for k in "abc"], [float(row[k]) for k in self.names]
+
+    def batch(self, contents):
+        return {"x_BF": torch.tensor([x for x, _ in contents])}, torch.tensor([y for _, y in contents])
+
+    def features(self, contents):
+        return torch.tensor([x for x, _ in contents]).numpy()
+
+class NoTask:
+    pass
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Two sets of cells with partly other genes and proteins, a tiny scTranslator, and rows of a user's own."""
+    root = tmp_path_factory.mktemp("values")
+    for name, seed, columns in (("first", 0, slice(0, 36)), ("second", 1, slice(4, 40))):
+        rna, proteins = synthetic(cells=160, seed=seed)
+        rna = rna[:, columns].copy()
+        rna.var["my_Id"] = np.arange(1, 37)
+        proteins.var["my_Id"] = np.arange(41, 47)
+        write_h5mu(root / f"{name}.h5mu", rna=rna, prot=proteins)
+    torch.manual_seed(0)
+    shape = Shape(dim=8, genes=40, proteins=8, bridge=16, vocabulary=60, heads=2, head_dim=4, features=12)
+    torch.save(sctranslator.to_original(ScTranslator(shape)), root / "original.pt")
+    (root / "own_sums.py").write_text(OWN)
+    chance = np.random.default_rng(0)
+    rows = chance.normal(size=(90, 3)).round(4)
+    text = "".join(
+        json.dumps({"a": a, "b": b, "c": c, "sum": a + b + c, "difference": a - b}) + "\n" for a, b, c in rows.tolist()
+    )
+    (root / "rows.jsonl").write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METIER_CACHE", str(root / "cache"))
+        patch.chdir(root)
+        yield root
+
+
+def cells_job(name, base, data="second.h5mu", **sections):
+    tree = {
+        "model": {"base": str(base), "device": "cpu"},
+        "data": {"train": data, "validation": 0.2, "test": 0.3},
+        "task": "cells",
+        "method": "full",
+        "train": {"learning_rate": 1e-3, "epochs": 2, "batch_size": 16, "evaluations": 2},
+        "evaluate": {"rows": None},
+        "export": {"folder": f"runs/{name}"},
+    }
+    return tree | sections
+
+
+@pytest.fixture(scope="module")
+def pretrained(place):
+    train = {"learning_rate": 2e-3, "epochs": 6, "batch_size": 16}
+    return metier.train(cells_job("pretrained", "new:cells", "first.h5mu", train=train))
+
+
+LORA = {"kind": "lora", "rank": 2}
+
+
+@pytest.fixture(scope="module")
+def tuned(pretrained):
+    done = {}
+
+    def get(method):
+        if method not in done:
+            done[method] = metier.train(cells_job(method, pretrained.path, method=LORA if method == "lora" else method))
+        return done[method]
+
+    return get
+
+
+class TestCells:
+    def test_pretraining_has_no_before_but_baselines_and_parts(self, pretrained):
+        evidence = pretrained.evidence
+        assert evidence.primary == "pearson_target"
+        assert all(measure.before is None for measure in evidence.measures)
+        assert {"mean_profile", "ridge", "pls", "kernel_ridge", "nearest"} <= {b.name for b in evidence.baselines}
+        assert {part.by for part in evidence.breakdowns} == {"protein", "donor", "cell_type"}
+        assert [scatter.key for scatter in evidence.scatters] == [f"p{i}" for i in range(6)]
+        assert evidence.answers
+
+    @pytest.mark.parametrize("method", ["full", "lora"])
+    def test_tuning_is_measured_before_and_after_here_and_where_it_came_from(self, tuned, method):
+        evidence = tuned(method).evidence
+        measures = {measure.name: measure for measure in evidence.measures}
+        assert measures["pearson_target"].before is not None
+        assert measures["general_pearson_target"].group == "retention"
+        assert measures["general_pearson_target"].title.endswith("pretraining set")
+        assert measures["drift"].after.value > 0
+        assert "calibrated" in {baseline.name for baseline in evidence.baselines}
+        assert any("known from pretraining" in note for note in evidence.notes)
+
+    @pytest.mark.parametrize("method", ["full", "lora"])
+    def test_loaded_it_measures_the_same(self, tuned, method):
+        run = tuned(method)
+        told = {m.name: m.after.value for m in run.evidence.measures if m.group == "domain"}
+        found = {m.name: m.after.value for m in run.load().evaluate()}
+        assert found.keys() == told.keys()
+        assert all(found[name] == pytest.approx(told[name], rel=1e-9) for name in told)
+
+    def test_in_another_process_the_answers_have_the_same_bits(self, tuned, place):
+        for method in ("full", "lora"):
+            specialist = tuned(method).load()
+            here = specialist.predict("second.h5mu").obsm["protein_predicted"]
+            code = (
+                f"import metier, numpy as np; a = metier.load('runs/{method}').predict('second.h5mu'); "
+                "np.save('there.npy', a.obsm['protein_predicted'])"
+            )
+            subprocess.run([sys.executable, "-c", code], check=True, cwd=place, capture_output=True)
+            assert np.array_equal(here, np.load(place / "there.npy"))
+
+    def test_anndata_in_and_out_is_left_as_it_was(self, tuned):
+        rna, _ = synthetic(cells=20, seed=5)
+        before = rna.X.copy()
+        out = tuned("lora").load().predict(rna)
+        assert "protein_predicted" not in rna.obsm
+        assert (before != rna.X).nnz == 0
+        assert out.obsm["protein_predicted"].shape == (20, 6)
+        assert list(out.uns["metier"]["proteins"]) == [f"p{i}" for i in range(6)]
+        assert out.uns["metier"]["transform"] == "clr"
+
+    def test_a_file_is_streamed_into_another(self, tuned, place):
+        rna, proteins = synthetic(cells=30, seed=6)
+        source, _ = write_pair(place, rna, proteins)
+        specialist = tuned("full").load()
+        assert specialist.predict_file(source, place / "out.h5ad") == 30
+        written = anndata.read_h5ad(place / "out.h5ad")
+        assert np.array_equal(written.obsm["protein_predicted"], specialist.predict(rna).obsm["protein_predicted"])
+
+    def test_the_merged_network_is_the_tuned_one_and_can_be_tuned_on(self, pretrained, place):
+        run = metier.train(
+            cells_job("merging", pretrained.path, method=LORA, export={"folder": "runs/merging", "merge": True})
+        )
+        again = metier.train(cells_job("on_merged", "runs/merging/merged", task={"kind": "cells", "calibrate": False}))
+        after = {m.name: m.after.value for m in run.evidence.measures}
+        before = {m.name: m.before.value for m in again.evidence.measures if m.before}
+        assert before["rmse_target"] == pytest.approx(after["rmse_target"], rel=1e-4)
+
+    def test_an_adapter_is_no_base(self, tuned):
+        with pytest.raises(ModelError, match="adapter, not a whole network"):
+            metier.check(cells_job("x", tuned("lora").path))
+
+    def test_separate_files_share_no_cell(self, pretrained, place):
+        data = {"train": "second.h5mu", "validation": 0.2, "test": "second.h5mu"}
+        with pytest.raises(DataError, match="training cells also stand in test"):
+            metier.check(cells_job("x", pretrained.path) | {"data": data})
+        found = metier.check(cells_job("x", pretrained.path) | {"data": {**data, "overlap": "allow"}})
+        assert any("flatter" in note for note in found.notes)
+
+    def test_loss_terms_are_the_recipes(self, pretrained):
+        plain = metier.check(cells_job("x", pretrained.path))
+        more = metier.check(
+            cells_job("x", pretrained.path, task={"kind": "cells", "loss": "huber", "correlation": 0.5, "cosine": 0.5})
+        )
+        batch = plain.task.collate([plain.train[i] for i in range(8)])
+        one, other = plain.task.loss(plain.model.module, batch), more.task.loss(plain.model.module, batch)
+        assert torch.equal(one.weight_B, other.weight_B)
+        assert not torch.allclose(one.total_B, other.total_B)
+
+    @pytest.mark.parametrize("method", ["full", "lora"])
+    def test_interrupted_and_resumed_it_ends_with_the_same_bits(self, pretrained, place, method):
+        def command(name):
+            train = {"learning_rate": 1e-3, "epochs": 60, "batch_size": 8, "evaluations": 4}
+            tree = cells_job(name, pretrained.path, method=LORA if method == "lora" else method, train=train)
+            (place / f"{name}.json").write_text(json.dumps(tree))
+            return [sys.executable, "-m", "metier", "train", f"{name}.json", "--quiet"]
+
+        subprocess.run(command(f"whole_{method}"), check=True, cwd=place, capture_output=True)
+        folder = place / "runs" / f"cut_{method}"
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        with subprocess.Popen(command(f"cut_{method}"), cwd=place, **quiet) as cut:
+            while cut.poll() is None and steps(folder) < 20:
+                time.sleep(0.01)
+            cut.send_signal(signal.SIGTERM)
+        assert cut.returncode == 75
+        subprocess.run(command(f"cut_{method}"), check=True, cwd=place, capture_output=True)
+        result = "adapter/adapter_model.safetensors" if method == "lora" else "model.safetensors"
+        whole = place / "runs" / f"whole_{method}" / result
+        assert (folder / result).read_bytes() == whole.read_bytes()
+
+
+def steps(folder: Path) -> int:
+    log = folder / "metrics.jsonl"
+    return log.read_text().count('"kind": "step"') if log.exists() else 0
+
+
+class TestScTranslator:
+    @pytest.mark.parametrize("method", ["full", {"kind": "lora", "rank": 2, "targets": ["to_q", "to_v"]}], ids=str)
+    def test_is_tuned_as_in_the_tutorial_and_loads_again(self, place, method):
+        name = method if isinstance(method, str) else "lora"
+        train = {
+            "learning_rate": 1e-3,
+            "epochs": 2,
+            "batch_size": 8,
+            "optimizer": {"kind": "adam", "amsgrad": True},
+            "schedule": {"kind": "step", "gamma": 0.5},
+        }
+        data = {"train": "first.h5mu", "validation": 0.2, "test": 0.3}
+        tree = cells_job(f"sct_{name}", "original.pt", method=method, train=train) | {"data": data}
+        run = metier.train(tree)
+        assert run.load().recipe.task.kind == "cells"
+        told = {m.name: m.after.value for m in run.evidence.measures if m.group == "domain"}
+        found = {m.name: m.after.value for m in run.load().evaluate()}
+        assert found["rmse_target"] == pytest.approx(told["rmse_target"], rel=1e-6)
+        out = run.load().predict("first.h5mu")
+        assert out.uns["metier"]["transform"] == "minmax"
+
+    def test_the_tutorials_targets_are_answered(self, place):
+        method = {"kind": "lora", "rank": 8, "targets": ["q_proj", "v_proj"]}
+        data = {"train": "first.h5mu", "validation": 0.2, "test": 0.3}
+        with pytest.raises(RecipeError, match="did you mean to_q"):
+            metier.plan(cells_job("x", "original.pt", method=method) | {"data": data})
+
+    def test_a_panel_that_is_too_long_is_refused_with_the_counts(self, place):
+        rna, proteins = synthetic(cells=60, genes=50, seed=3)
+        rna.var["my_Id"], proteins.var["my_Id"] = np.arange(1, 51), np.arange(51, 57)
+        write_h5mu(place / "wide.h5mu", rna=rna, prot=proteins)
+        with pytest.raises(ModelError, match=r"50 genes.* 40"):
+            metier.check(cells_job("x", "original.pt", "wide.h5mu"))
+        metier.check(cells_job("x", "original.pt", "wide.h5mu", task={"kind": "cells", "longer": "sample"}))
+
+
+def own_job(name, **sections):
+    return {
+        "model": {"base": "new", "use": "own_sums:Net", "arguments": {"width": 16}, "device": "cpu"},
+        "data": {"train": "rows.jsonl", "validation": 0.1, "test": 0.2},
+        "task": {"kind": "own", "use": "own_sums:Sums"},
+        "method": "full",
+        "train": {"learning_rate": 0.03, "epochs": 20, "batch_size": 8, "evaluations": 3},
+        "export": {"folder": f"runs/{name}"},
+    } | sections
+
+
+class TestOwn:
+    def test_any_network_learns_any_numbers(self, place):
+        run = metier.train(own_job("own"))
+        measures = {m.name: m for m in run.evidence.measures}
+        assert run.evidence.primary == "mse"
+        assert measures["mse"].before is None
+        assert measures["mse"].after.value < 0.2
+        assert {"mean_profile", "ridge"} <= {b.name for b in run.evidence.baselines}
+        answer = run.load().predict([{"a": 1.0, "b": 0.5, "c": 0.0}])[0]
+        assert answer["sum"] == pytest.approx(1.5, abs=0.7)
+        found = {m.name: m.after.value for m in run.load().evaluate()}
+        assert found["mse"] == pytest.approx(measures["mse"].after.value, rel=1e-9)
+
+    def test_from_weights_of_its_own_by_lora(self, place):
+        metier.train(own_job("own_base"))
+        model = {"base": "runs/own_base", "use": "own_sums:Net", "arguments": {"width": 16}, "device": "cpu"}
+        run = metier.train(own_job("own_lora", model=model, method={"kind": "lora", "rank": 2}))
+        measures = {m.name: m for m in run.evidence.measures}
+        assert measures["mse"].before is not None
+        assert run.load().predict([{"a": 0.0, "b": 0.0, "c": 0.0}])
+
+    def test_where_nothing_is_pretrained_an_adapter_has_nothing_to_adapt(self, place):
+        with pytest.raises(RecipeError, match="nothing here is pretrained"):
+            metier.train(own_job("own_nothing", method="lora"))
+
+    def test_the_command_line_predicts_rows(self, place):
+        metier.train(own_job("own"))
+        done = subprocess.run(
+            [sys.executable, "-m", "metier", "predict", "runs/own", "--data", "rows.jsonl"],
+            check=True,
+            cwd=place,
+            capture_output=True,
+            text=True,
+        )
+        first = json.loads(done.stdout.splitlines()[0])
+        assert set(first["prediction"]) == {"sum", "difference"}
+
+    def test_its_plan_counts_what_moves(self, place):
+        metier.train(own_job("own_base"))
+        model = {"base": "runs/own_base", "use": "own_sums:Net", "arguments": {"width": 16}, "device": "cpu"}
+        plan = metier.plan(own_job("x", model=model))
+        assert {method.kind for method in plan.methods} == {"full", "lora"}
+        assert plan.method("full").share_moved == 1
+
+    @pytest.mark.parametrize(
+        ("sections", "words"),
+        [
+            ({"task": {"kind": "own", "use": "own_sums:Other"}}, "has no Other"),
+            ({"task": {"kind": "own", "use": "nowhere_at_all:Other"}}, "cannot import nowhere_at_all"),
+            ({"task": {"kind": "own", "use": "own_sums:NoTask"}}, "no metier.ValueTask"),
+            ({"model": {"base": "new", "use": "own_sums:Net", "arguments": {"depth": 1}}}, "it takes"),
+            ({"model": {"base": "new", "use": "own_sums:Sums"}}, "made no torch.nn.Module"),
+            ({"model": {"base": "new"}}, "needs a network of your own"),
+        ],
+    )
+    def test_what_cannot_be_used_is_told(self, place, sections, words):
+        with pytest.raises(RecipeError, match=words):
+            metier.check(own_job("x", **sections))
+
+    def test_every_row_that_cannot_be_read_is_told_at_once(self, place):
+        rows = [{"a": 1, "b": 2, "c": 3, "sum": 6, "difference": -1}] * 20
+        rows = [dict(row, a=i) for i, row in enumerate(rows)]
+        rows[4]["a"] = "many"
+        del rows[7]["c"]
+        (place / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with pytest.raises(DataError) as caught:
+            metier.check(own_job("x") | {"data": {"train": "bad.jsonl"}})
+        assert {fault.where for fault in caught.value.faults} == {"bad.jsonl:5", "bad.jsonl:8"}
