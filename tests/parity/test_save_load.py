@@ -85,13 +85,13 @@ def tuned(tmp_path_factory):
         patch.setenv("METIER_CACHE", str(root / "cache"))
         save = story._save
 
-        def watch(setup, adapted):
+        def watch(setup, adapted, fitted):
             module, head = adapted.module.eval(), setup.job.head
             ids = torch.tensor([setup.model.tokenizer(QUESTION)["input_ids"]])
             more = {"decoder_input_ids": ids[:, :5]} if head == "seq2seq" else {}
             with torch.inference_mode():
                 in_memory[case["name"]] = module(input_ids=ids, **more).logits.clone()
-            save(setup, adapted)
+            save(setup, adapted, fitted)
 
         patch.setattr(story, "_save", watch)
         for name in tiny.NAMES:

@@ -129,6 +129,11 @@ class TestCells:
         assert "calibrated" in {baseline.name for baseline in evidence.baselines}
         assert any("known from pretraining" in note for note in evidence.notes)
 
+    def test_the_last_block_and_the_fitted_head_can_move_alone(self, pretrained):
+        run = metier.train(cells_job("frozen", pretrained.path, method={"kind": "freeze", "blocks": 1}))
+        assert 0 < run.evidence.cost.parameters_moved < run.evidence.cost.parameters_total
+        assert "last 1 of 2 blocks" in run.evidence.setting.method
+
     @pytest.mark.parametrize("method", ["full", "lora"])
     def test_loaded_it_measures_the_same(self, tuned, method):
         run = tuned(method)
@@ -244,6 +249,22 @@ class TestScTranslator:
         out = run.load().predict("first.h5mu")
         assert out.uns["metier"]["transform"] == "minmax"
 
+    def test_the_result_goes_back_to_the_published_layout(self, place):
+        data = {"train": "first.h5mu", "validation": 0.2, "test": 0.3}
+        train = {"max_steps": 2, "batch_size": 8, "learning_rate": 1e-3}
+        export = {"folder": "runs/sct_back", "original": True}
+        run = metier.train(cells_job("", "original.pt", train=train, export=export) | {"data": data})
+        ours, theirs = sctranslator.load(run.path), sctranslator.read(run.path / "original.pt")
+        for name, tensor in ours.state_dict().items():
+            assert name == "draws" or torch.equal(tensor, theirs.state_dict()[name])
+        before = sctranslator.read(place / "original.pt").encoder.identity.weight
+        moved = (ours.encoder.identity.weight != before).any(dim=1)
+        assert moved[1:37].any()
+        assert not moved[47:].any()
+        lora = {"export": {"folder": "runs/x", "original": True}, "method": "lora"}
+        with pytest.raises(RecipeError, match=r"export\.merge=true"):
+            metier.check(cells_job("x", "original.pt", **lora) | {"data": data})
+
     def test_the_tutorials_targets_are_answered(self, place):
         method = {"kind": "lora", "rank": 8, "targets": ["q_proj", "v_proj"]}
         data = {"train": "first.h5mu", "validation": 0.2, "test": 0.3}
@@ -294,6 +315,12 @@ class TestOwn:
     def test_where_nothing_is_pretrained_an_adapter_has_nothing_to_adapt(self, place):
         with pytest.raises(RecipeError, match="nothing here is pretrained"):
             metier.train(own_job("own_nothing", method="lora"))
+
+    def test_the_head_alone_can_move(self, place):
+        metier.train(own_job("own_base"))
+        model = {"base": "runs/own_base", "use": "own_sums:Net", "arguments": {"width": 16}, "device": "cpu"}
+        with pytest.raises(RecipeError, match="nothing would move"):
+            metier.train(own_job("own_freeze", model=model, method={"kind": "freeze", "blocks": 0}))
 
     def test_the_command_line_predicts_rows(self, place):
         metier.train(own_job("own"))

@@ -42,11 +42,13 @@ def adapt(module: nn.Module, method: FreezeMethod, *, new: Sequence[str] = ()) -
         part.requires_grad_(requires_grad=True)
     for name in new:
         module.get_parameter(name).requires_grad = True
-    if not moving:
+    if not moving and not new:
+        why = "the head is tied to the input embedding" if tied else "the network has no head that could be told"
         raise RecipeError(
-            "nothing would move: the head is tied to the input embedding and no block was asked for",
+            f"nothing would move: {why} and no block was asked for",
             where="method.blocks",
-            hint="set method.blocks to 1 or more",
+            hint="set method.blocks to 1 or more, or use method=full",
         )
     notes = ("the head stays, because it shares its weight with the input embedding",) if tied else ()
-    return finish(module, f"last {method.blocks} of {count} blocks{'' if tied else ' and the head'}", notes)
+    more = "" if tied else " and the head" if head_names(module) else " and what is new" if new else ""
+    return finish(module, f"last {method.blocks} of {count} blocks{more}", notes)

@@ -7,7 +7,7 @@ from metier.models.model import Head, Lineage, Model
 from metier.models.own import called, changed, fill, read_weights, write_tensors
 from metier.models.plain import NEW_CELLS, known_genes, known_proteins, load_cells, load_own, usual_transform
 from metier.models.saving import save, save_tokenizer, tokenizer_of
-from metier.models.sctranslator import ScTranslator
+from metier.models.sctranslator import ScTranslator, export_original
 from metier.models.shape import LinearShape, Shape
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "changed",
     "describe",
     "describe_head",
+    "export_original",
     "fill",
     "fingerprint",
     "known_genes",

@@ -37,7 +37,9 @@ class Choice(NamedTuple):
     reason: str
 
 
-def learning_rate(method: MethodSection, *, head: Head, parameters: int, steps: int, task_kind: str) -> Choice:
+def learning_rate(
+    method: MethodSection, *, head: Head, parameters: int, steps: int, task_kind: str, scratch: bool = False
+) -> Choice:
     """Peak rate for AdamW with warm-up and decay.
 
     Args:
@@ -46,6 +48,7 @@ def learning_rate(method: MethodSection, *, head: Head, parameters: int, steps: 
         parameters: Numbers in the model.
         steps: Optimizer steps of the run.
         task_kind: The recipe's word for the task, for the sentence.
+        scratch: Whether nothing is pretrained.
 
     Returns:
         The rate, and why, as a sentence that ends without a full stop.
@@ -54,6 +57,9 @@ def learning_rate(method: MethodSection, *, head: Head, parameters: int, steps: 
     public Tulu 3 sweep (tinker-cookbook documentation); full fine-tuning about a tenth of it (LoRA primer, same
     place; TRL's reproduction of "LoRA Without Regret"); small models by a pilot with SmolLM2-135M.
     """
+    if head == "values":
+        rate, why = _values(method, scratch=scratch)
+        return Choice(rate, f"{why}; task {task_kind}, {parameters / 1e6:,.1f} M parameters")
     encoder = head == "classifier"
     match method:
         case LoRAMethod():
@@ -70,6 +76,15 @@ def learning_rate(method: MethodSection, *, head: Head, parameters: int, steps: 
             rate, why = _full(parameters, encoder=encoder)
             rate, why = BLOCKS_FACTOR * rate, f"{BLOCKS_FACTOR:g} times the rate of full fine-tuning ({why}; judgement)"
     return Choice(float(f"{rate:.3g}"), f"{why}; task {task_kind}, {parameters / 1e6:,.0f} M parameters")
+
+
+def _values(method: MethodSection, *, scratch: bool) -> tuple[float, str]:
+    """Networks of numbers are small and of every kind; the rates held for our network for cells."""
+    if scratch:
+        return 2e-3, "nothing is pretrained: a network that begins from nothing takes a high rate"
+    if isinstance(method, LoRAMethod):
+        return 1e-3, "ten times the rate of full fine-tuning, as for other small networks"
+    return 1e-4, "a gentle rate that keeps what was pretrained; a search around it pays"
 
 
 def _lora(parameters: int, *, encoder: bool) -> tuple[float, str]:

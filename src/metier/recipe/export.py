@@ -16,6 +16,8 @@ class ExportSection(Section):
     """The run folder: everything about the run stands in it."""
     merge: bool = False
     """For LoRA: also write the merged model, in `merged/`, for programs that cannot load adapters."""
+    original: bool = False
+    """For scTranslator: also write the whole network as `original.pt`, in the layout of the published scripts; with LoRA set `merge` as well."""
     checkpoints: int = Field(default=1, ge=1)
     """How many of the newest checkpoints are kept for resuming."""
     checkpoint_minutes: float = Field(default=10.0, gt=0)

@@ -87,6 +87,11 @@ class Job(ABC):
         """What the job would take, by formula."""
 
     @property
+    def scratch(self) -> bool:
+        """Whether nothing is pretrained."""
+        return False
+
+    @property
     def fits(self) -> bool:
         """Whether something may be fitted in closed form before tuning."""
         return False
@@ -94,6 +99,10 @@ class Job(ABC):
     def calibrate(self, model: Model) -> tuple[str, ...]:  # noqa: ARG002 - for jobs that can
         """Fit in closed form, in place, what can be so fitted before tuning; what was done, as sentences."""
         return ()
+
+    def whole(self, module: nn.Module) -> nn.Module:
+        """What is saved of a fully tuned network: the same, unless training held only the part that it uses."""
+        return module
 
     def breakdowns(self, after: Measured) -> tuple[Breakdown, ...]:  # noqa: ARG002
         """The tuned model's figures by target and by group of rows."""
@@ -134,7 +143,12 @@ def learning_rate(job: Job) -> tuple[float, str]:
         return recipe.train.learning_rate, "set in the recipe"
     steps = recipe.train.total_steps(len(job.train))
     return planning.learning_rate(
-        recipe.method, head=job.head, parameters=job.parameters, steps=steps, task_kind=recipe.task.kind
+        recipe.method,
+        head=job.head,
+        parameters=job.parameters,
+        steps=steps,
+        task_kind=recipe.task.kind,
+        scratch=job.scratch,
     )
 
 

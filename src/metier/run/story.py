@@ -26,6 +26,7 @@ from metier.run.preparation import prepare
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from metier.adapt import Adapted
     from metier.evaluation import Measured
@@ -197,10 +198,16 @@ def _save(setup: Setup, adapted: Adapted, fitted: Mapping[str, torch.Tensor]) ->
         if setup.model.tokenizer is not None:
             models.save_tokenizer(setup.model, folder.path)
         if setup.job.recipe.export.merge:
-            merged = adapt.merged(adapted.module)
-            models.save(setup.model.with_module(merged), folder.path / "merged", setup.job.recipe.model)
+            _save_whole(setup, adapt.merged(adapted.module), folder.path / "merged")
     else:
-        models.save(setup.model.with_module(adapted.module), folder.path, setup.job.recipe.model)
+        _save_whole(setup, setup.job.whole(adapted.module), folder.path)
+
+
+def _save_whole(setup: Setup, module: nn.Module, folder: Path) -> None:
+    recipe = setup.job.recipe
+    models.save(setup.model.with_module(module), folder, recipe.model)
+    if recipe.export.original and isinstance(module, models.ScTranslator):
+        models.export_original(module, folder / "original.pt")
 
 
 def _evidence(

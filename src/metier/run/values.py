@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from metier import data, models, planning, tasks
-from metier.core import DataError, Fault, MetierError
+from metier.core import DataError, Fault, MetierError, RecipeError
 from metier.core.panel import Panel
 from metier.core.rng import derive
 from metier.data.cells import Transform, overlap, read_cells
 from metier.data.records import Cells
 from metier.evaluation import value_suite
-from metier.recipe import CellsTask
+from metier.recipe import CellsTask, FullMethod, LoRAMethod
 from metier.run.cell_data import read_splits
 from metier.run.folder import RunFolder
 from metier.run.job import Job, measured_rows
@@ -49,12 +49,14 @@ class ValueJob(Job):
         model: The network, loaded already: only the network itself knows what it can read.
         scene: What is measured.
         panel: Genes and proteins, for cells.
+        original: The network of which `model` holds only the rows in use; None where it holds all.
     """
 
     task: ValueTask[Any]
     model: Model
     scene: value_suite.Scene
     panel: Panel | None = None
+    original: models.ScTranslator | None = None
 
     @property
     def parameters(self) -> int:
@@ -101,6 +103,11 @@ class ValueJob(Job):
         return planning.plan_any(self.model.module, self.recipe, sizes=sizes, whole=whole)
 
     @property
+    def scratch(self) -> bool:
+        """Whether every parameter is new."""
+        return len(self.model.new) == sum(1 for _ in self.model.module.parameters())
+
+    @property
     def fits(self) -> bool:
         """The networks are small, and some have a closed form."""
         return True
@@ -113,6 +120,12 @@ class ValueJob(Job):
         """
         rows = [part[i] for part in self.scene.fitted for i in range(len(part))]
         return self.task.calibrate(model.module, rows, derive(self.recipe.train.seed, "calibrate"))
+
+    def whole(self, module: nn.Module) -> nn.Module:
+        """The network with the rows that were in use put back among the others."""
+        if self.original is None or not isinstance(module, models.ScTranslator):
+            return module
+        return module.merged_into(self.original)
 
     def facts(self) -> Mapping[str, Any]:
         """The panel that the network was tuned on."""
@@ -166,6 +179,7 @@ def prepare_cells(recipe: Recipe, section: CellsTask) -> ValueJob:
     splits = read_splits(recipe, section)
     table: CellTable = splits.train.table  # type: ignore[attr-defined]
     model = models.load_cells(recipe.model, table.panel, seed=recipe.train.seed, redraw=section.redraw)
+    _check_export(recipe, model.module)
     task = cell_task(section, model.module, table.panel, seed=recipe.train.seed)
     splits = replace(splits, facts=(*splits.facts, *_known(section, model.module, table)))
     found = {name: task.encode(getattr(splits, name), training=name == "train") for name in SPLITS}
@@ -180,7 +194,18 @@ def prepare_cells(recipe: Recipe, section: CellsTask) -> ValueJob:
         general=general,
         seed=recipe.data.seed,
     )
-    return _job(recipe, task, splits, found, test, model, scene, [*splits.notes, *more], table.panel)
+    job = _job(recipe, task, splits, found, test, model, scene, [*splits.notes, *more], table.panel)
+    return _in_use(job) if isinstance(recipe.method, FullMethod) else job
+
+
+def _in_use(job: ValueJob) -> ValueJob:
+    """For scTranslator, only the rows of its embeddings that its panels use: the others never get a gradient."""
+    network = job.model.module
+    if not isinstance(network, models.ScTranslator):
+        return job
+    bound = [task for task in (job.task, job.scene.general and job.scene.general.task) if isinstance(task, CellTask)]
+    small = network.restricted(frozenset().union(*(ids for task in bound for ids in task.ids())))
+    return replace(job, model=job.model.with_module(small), original=network)
 
 
 def fitted_rows(found: Mapping[str, Sequence[Any]]) -> tuple[Sequence[Any], ...]:
@@ -195,6 +220,22 @@ def cell_task(section: CellsTask, network: Any, panel: Panel, *, seed: int) -> C
     if isinstance(network, models.ScTranslator):
         return CellTask(section, panel, lambda p: network.reader(p, longer=section.longer, seed=seed), Transform(name))
     return CellTask(section, panel, network.reader, Transform(name))
+
+
+def _check_export(recipe: Recipe, network: Any) -> None:
+    """The original layout must exist, and there must be a whole network to write in it.
+
+    Raises:
+        RecipeError: If not.
+    """
+    if not recipe.export.original:
+        return
+    if not isinstance(network, models.ScTranslator):
+        what = "only scTranslator has an original layout"
+        raise RecipeError(what, where="export.original", hint="leave it out")
+    if isinstance(recipe.method, LoRAMethod) and not recipe.export.merge:
+        what = "an adapter alone has no original layout"
+        raise RecipeError(what, where="export.original", hint="set export.merge=true as well")
 
 
 def _known(section: CellsTask, network: Any, table: CellTable) -> list[str]:

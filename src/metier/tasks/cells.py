@@ -148,6 +148,10 @@ class CellTask(ValueTask[Any]):
             found = self._bound[id(table)] = _Bound(table, self._make_reader(panel), columns_P)
         return found
 
+    def ids(self) -> list[frozenset[int]]:
+        """The published ids that the tables met so far use, where the network reads by id."""
+        return [getattr(bound.reader, "ids", frozenset()) for bound in self._bound.values()]
+
     def targets_of(self, table: CellTable, rows: NDArray[np.int64]) -> Tensor:
         """The targets of some cells, NaN for a protein that the table does not have; shape (B, P)."""
         columns_P = self.bound(table).columns_P

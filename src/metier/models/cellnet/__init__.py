@@ -10,8 +10,8 @@ remains. Far from those cells the kernel fades and the pretrained answer stays.
 
 from metier.models.cellnet.calibration import calibrate
 from metier.models.cellnet.files import load, save
-from metier.models.cellnet.network import CellConfig, CellNet, new
-from metier.models.cellnet.panels import CellReader, gene_key, origins, protein_keys
+from metier.models.cellnet.network import CellNet, new
+from metier.models.cellnet.panels import CellConfig, CellReader, gene_key, origins, protein_keys
 
 __all__ = [
     "CellConfig",

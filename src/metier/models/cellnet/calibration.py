@@ -33,8 +33,6 @@ LEAST_CELLS_OF_KERNEL = 2 * FOLDS
 """Fewer cells get slopes and shifts only."""
 LEAST_VARIANCE = 1e-9
 """A protein that varies less is constant."""
-COMPANION_SHARE = 0.1
-"""What the directions of the RNA weigh in pretraining against the proteins."""
 CHUNK = 512
 """Cells that are read at a time where no gradient is needed."""
 

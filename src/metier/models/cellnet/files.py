@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 
 from metier.core import Fault, ModelError
 from metier.core.files import storage_error, write_json
-from metier.models.cellnet.network import CellConfig, CellNet
+from metier.models.cellnet.network import CellNet
+from metier.models.cellnet.panels import CellConfig
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 

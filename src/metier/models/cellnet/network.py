@@ -9,15 +9,14 @@ W a search's width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metier.core.panel import Panel
-from metier.models.cellnet.panels import CellReader, gene_key, origins
+from metier.models.cellnet.panels import CellConfig, CellReader, gene_key, origins
 from metier.models.cellnet.ragged import cells, scaled, totals
 
 COUNTS_PER_CELL = 1e3
@@ -28,55 +27,6 @@ LOG_DEPTH = 6.0
 """Roughly the logarithm of a cell's counts, taken off so that its feature starts near zero."""
 PRIOR_CELLS = 200.0
 """How many new cells weigh as much as the pretraining in the centre and spread of a gene."""
-
-
-@dataclass(frozen=True, slots=True)
-class CellConfig:
-    """What a network is made of.
-
-    Attributes:
-        genes: Genes of the pretraining.
-        proteins: Proteins of the pretraining.
-        new_genes: Genes that came with other panels.
-        new_proteins: Protein columns that came with other panels.
-        width: Width of a cell's state.
-        blocks: Residual blocks over it.
-        dropout: Of a cell's state and of each block.
-        panel_odds: Share of the training batches that see a part of the panel only.
-        panel_share: Smallest part of the panel that such a batch sees.
-        components: Leading components of new cells that the kernel reads beside the state; 0 before `extended`.
-        landmarks: Cells that the kernel remembers; 0 before `extended`.
-    """
-
-    genes: tuple[str, ...]
-    proteins: tuple[str, ...]
-    new_genes: tuple[str, ...] = ()
-    new_proteins: tuple[str, ...] = ()
-    width: int = 256
-    blocks: int = 2
-    dropout: float = 0.1
-    panel_odds: float = 0.8
-    panel_share: float = 0.05
-    components: int = 0
-    landmarks: int = 0
-
-    @property
-    def all_genes(self) -> tuple[str, ...]:
-        """Every gene, in the order of the rows."""
-        return self.genes + self.new_genes
-
-    @property
-    def all_proteins(self) -> tuple[str, ...]:
-        """Every protein, in the order of the outputs."""
-        return self.proteins + self.new_proteins
-
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> CellConfig:
-        """What `asdict` gave, back from JSON."""
-        found: dict[str, Any] = {name: values[name] for name in cls.__slots__}
-        for name in ("genes", "proteins", "new_genes", "new_proteins"):
-            found[name] = tuple(found[name])
-        return cls(**found)
 
 
 class Block(nn.Module):

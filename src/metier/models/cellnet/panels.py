@@ -1,9 +1,9 @@
-"""How a network for cells reads a panel, and what names of genes and antibodies mean."""
+"""What a network for cells is made of, how it reads a panel, and what names of genes and antibodies mean."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from metier.core import ModelError
 from metier.core.panel import Panel
-from metier.models.cellnet.network import CellConfig
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -58,6 +57,55 @@ ALIASES = {
     "MHCII": "HLADR",
 }
 """Names of one antibody target, brought to one: (as `protein_keys` writes it, its common name)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CellConfig:
+    """What a network is made of.
+
+    Attributes:
+        genes: Genes of the pretraining.
+        proteins: Proteins of the pretraining.
+        new_genes: Genes that came with other panels.
+        new_proteins: Protein columns that came with other panels.
+        width: Width of a cell's state.
+        blocks: Residual blocks over it.
+        dropout: Of a cell's state and of each block.
+        panel_odds: Share of the training batches that see a part of the panel only.
+        panel_share: Smallest part of the panel that such a batch sees.
+        components: Leading components of new cells that the kernel reads beside the state; 0 before `extended`.
+        landmarks: Cells that the kernel remembers; 0 before `extended`.
+    """
+
+    genes: tuple[str, ...]
+    proteins: tuple[str, ...]
+    new_genes: tuple[str, ...] = ()
+    new_proteins: tuple[str, ...] = ()
+    width: int = 256
+    blocks: int = 2
+    dropout: float = 0.1
+    panel_odds: float = 0.8
+    panel_share: float = 0.05
+    components: int = 0
+    landmarks: int = 0
+
+    @property
+    def all_genes(self) -> tuple[str, ...]:
+        """Every gene, in the order of the rows."""
+        return self.genes + self.new_genes
+
+    @property
+    def all_proteins(self) -> tuple[str, ...]:
+        """Every protein, in the order of the outputs."""
+        return self.proteins + self.new_proteins
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> CellConfig:
+        """What `asdict` gave, back from JSON."""
+        found: dict[str, Any] = {name: values[name] for name in cls.__slots__}
+        for name in ("genes", "proteins", "new_genes", "new_proteins"):
+            found[name] = tuple(found[name])
+        return cls(**found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,11 @@ W a search's width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from metier.core.rng import derive
-from metier.models.cellnet.calibration import COMPANION_SHARE
 
 OVERSAMPLE, POWER_ITERATIONS = 10, 4
 """Of the search for principal directions. Source: Halko, Martinsson & Tropp 2011."""
@@ -82,38 +78,6 @@ class Ragged:
 
 
 @torch.no_grad()
-def companions(inputs: Mapping[str, Tensor], *, genes: int, proteins: int, number: int, seed: int = 0) -> Tensor:
-    """Targets beside the proteins of a pretraining: where each cell lies along the leading directions of its RNA.
-
-    A state that must also tell these from any part of the panel serves proteins better that no pretraining saw. They
-    are columns like a protein's (the config names them among its proteins); their scale is such that together they
-    weigh `COMPANION_SHARE` of what the proteins weigh in a mean squared error over all columns.
-
-    Args:
-        inputs: Arguments of `forward` for the training cells, and for no other cells.
-        genes: Rows of the network's table.
-        proteins: How many proteins stand beside them.
-        number: How many to make.
-        seed: Decides where the search for directions starts.
-
-    Returns:
-        Targets, shape (B, number).
-    """
-    gene_N, offset_B = inputs["gene_N"], inputs["offset_B"]
-    depth = totals(inputs["count_N"], gene_N, offset_B).median()
-    value_N = scaled(inputs["count_N"], gene_N, offset_B, depth)
-    plain = Ragged.of(value_N, gene_N, offset_B, genes)
-    square_V = value_N.new_zeros(genes).index_add_(0, gene_N, value_N.square()) / len(offset_B)
-    var_V = (square_V - plain.mean_V.square()).clamp_min(0.0)
-    # Rare genes are held down: a tenth of the mean variance is added to each.
-    even_N = value_N / (var_V + 0.1 * var_V.mean()).sqrt()[gene_N]
-    score_BC, _ = Ragged.of(even_N, gene_N, offset_B, genes).principal(number, derive(seed, "companions"))
-    target_BC = torch.zeros(len(offset_B), number)
-    unit = (len(offset_B) * COMPANION_SHARE * proteins / number) ** 0.5
-    target_BC[:, : score_BC.shape[1]] = score_BC * unit
-    return target_BC
-
-
 def cells(gene_N: Tensor, offset_B: Tensor) -> Tensor:
     """Which cell each expressed gene belongs to, int64 (N,)."""
     length_B = torch.diff(offset_B, append=offset_B.new_tensor([len(gene_N)]))
