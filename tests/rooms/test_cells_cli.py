@@ -52,7 +52,7 @@ def test_check_shows_cells_and_what_is_learnt(place):
     done = check(place, {"train": "good.h5mu"})
     assert done.returncode == 0, done.stderr
     assert "120 cells, 40 genes, 6 proteins" in done.stdout
-    assert "whole donors" in " ".join(done.stdout.split())
+    assert "every cell of donor" in " ".join(done.stdout.split())
     assert "[[p0 " in done.stdout
     told = json.loads(metier(place, "check", "job.json", "--json").stdout)
     assert told["task"] == "cells"

@@ -365,12 +365,21 @@ class TestLearningRate:
             (FullMethod(), "classifier", 110e6, 300, 3e-5),
             (FreezeMethod(blocks=0), "classifier", 110e6, 300, 1e-3),
             (FreezeMethod(blocks=2), "classifier", 110e6, 300, 9e-5),
+            (FullMethod(), "values", 1.6e6, 300, 1e-4),
+            (LoRAMethod(), "values", 1.6e6, 20, 1e-3),
         ],
     )
     def test_rules(self, method, head, parameters, steps, rate):
         chosen = learning_rate(method, head=head, parameters=int(parameters), steps=steps, task_kind="chat")
         assert chosen.value == pytest.approx(rate)
         assert len(chosen.reason.split()) > 5
+
+    def test_a_network_that_begins_from_nothing_takes_more(self):
+        chosen = learning_rate(
+            FullMethod(), head="values", parameters=10**6, steps=300, task_kind="cells", scratch=True
+        )
+        assert chosen.value == 2e-3
+        assert "nothing is pretrained" in chosen.reason
 
     def test_few_steps_are_named_in_the_reason(self):
         chosen = learning_rate(LoRAMethod(), head="causal", parameters=10**9, steps=40, task_kind="chat")

@@ -163,6 +163,11 @@ class TestCells:
         assert list(out.uns["metier"]["proteins"]) == [f"p{i}" for i in range(6)]
         assert out.uns["metier"]["transform"] == "clr"
 
+    def test_the_run_has_its_history(self, tuned):
+        history = tuned("full").load().history
+        assert {"step", "loss", "kind"} <= set(history.columns)
+        assert (history.kind == "validation").sum() >= 2
+
     def test_a_file_is_streamed_into_another(self, tuned, place):
         rna, proteins = synthetic(cells=30, seed=6)
         source, _ = write_pair(place, rna, proteins)

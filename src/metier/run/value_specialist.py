@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metier import data, evaluation, models, tasks
+from metier import data, evaluation, models, tasks, training
 from metier.core import RecipeError
 from metier.core.panel import Panel
 from metier.data import cells
@@ -17,6 +17,7 @@ from metier.data.cells import CellTable
 from metier.data.records import Cells, Columns
 from metier.evaluation import value_suite
 from metier.run.cell_data import read_splits
+from metier.run.folder import RunFolder
 from metier.run.job import measured_rows
 from metier.run.specialist import Specialist
 from metier.run.values import cell_task
@@ -121,6 +122,13 @@ class CellSpecialist(Specialist):
         written = ((table.source_rows(rows), values) for rows, values in self._blocks(table))
         cells.write_predictions(str(source), written, self.proteins, output, self.facts())
         return len(table)
+
+    @property
+    def history(self) -> Any:
+        """Every step and validation of the run, as a pandas DataFrame."""
+        import pandas
+
+        return pandas.DataFrame(training.read_metrics(RunFolder(self.folder).metrics))
 
     def facts(self) -> dict[str, Any]:
         """What stands beside predictions in `uns["metier"]`."""

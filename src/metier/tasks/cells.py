@@ -217,7 +217,13 @@ class CellTask(ValueTask[Any]):
         chosen = np.sort(chance.permutation(len(examples))[:MOST_CALIBRATED])
         batch = self.collate([examples[int(i)] for i in chosen])
         inputs = {name: value for name, value in batch.items() if name != TARGET}
-        return tuple(fit(inputs, batch[TARGET], seed=seed, head=self.section.calibrate))
+        # The closed form is small and in double precision, which not every device has.
+        device = next(module.parameters()).device
+        module.cpu()
+        try:
+            return tuple(fit(inputs, batch[TARGET], seed=seed, head=self.section.calibrate))
+        finally:
+            module.to(device)
 
     def show(self, example: EncodedCell) -> Shown:
         """The most expressed genes, and the proteins as what is learnt."""
