@@ -4,6 +4,7 @@ Shapes: B cells, G genes of a panel, P proteins asked for, M landmarks, F featur
 """
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -409,8 +410,8 @@ def test_slopes_and_shifts_of_many_cells_are_their_own():
 @torch.no_grad()
 def test_slopes_of_few_cells_shrink_to_the_common_one():
     spread = []
-    for count in (6, 800):
-        network, inputs, _, target_BP = lines(count, noise=1.0)
+    for count in (8, 800):
+        network, inputs, _, target_BP = lines(count, noise=2.0)
         calibrate(network, inputs, target_BP, adapt=False)
         spread.append(float(network.head.slope_O.max() - network.head.slope_O.min()))
     assert spread[0] < 0.3 * spread[1]
@@ -490,7 +491,7 @@ def damage_tensor(folder):
     save_file(tensors, folder / "model.safetensors")
 
 
-def damage_all(folder):
+def damage_missing(folder):
     (folder / "model.safetensors").unlink()
 
 
@@ -502,7 +503,7 @@ def damage_all(folder):
         (damage_word, "the network cannot be read"),
         (damage_end, "the network cannot be read"),
         (damage_tensor, r"(?s)known\.bias.*knwon\.bias"),
-        (damage_all, "the network cannot be read"),
+        (damage_missing, "the network cannot be read"),
     ],
 )
 def test_a_damaged_folder_is_refused(damage, said, tmp_path):
@@ -709,7 +710,7 @@ def test_components_stay_whole_where_part_of_the_panel_is_hidden():
     seen = []
     network.head.register_forward_pre_hook(lambda _, given: seen.append(given[1][:, network.config.width :]))
     network(**inputs)
-    network.config = CellConfig.read({name: getattr(network.config, name) for name in CellConfig.__slots__})
+    network.config = dataclasses.replace(network.config, panel_odds=1.0)
     torch.manual_seed(0)
     network.train()
     for _ in range(5):
@@ -739,7 +740,7 @@ def test_a_network_that_begins_from_nothing_learns_the_proteins_of_cells_it_neve
     reader, target_BP = network.reader(HOME), targets(kind, 4)
     inputs = reader.inputs(table[:400])
     network.fit(inputs, target_BP[:400], seed=0, head=True)
-    tune(network, inputs, target_BP[:400], steps=100)
+    tune(network, inputs, target_BP[:400], steps=60)
     with torch.no_grad():
         miss_BP = network(**reader.inputs(table[400:])) - target_BP[400:]
     assert miss_BP.square().mean() < 0.3 * target_BP.var(dim=0).mean()

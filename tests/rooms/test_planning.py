@@ -366,7 +366,7 @@ class TestLearningRate:
             (FreezeMethod(blocks=0), "classifier", 110e6, 300, 1e-3),
             (FreezeMethod(blocks=2), "classifier", 110e6, 300, 9e-5),
             (FullMethod(), "values", 1.6e6, 300, 1e-4),
-            (LoRAMethod(), "values", 1.6e6, 20, 1e-3),
+            (LoRAMethod(), "values", 1.6e6, 20, 5e-4),
         ],
     )
     def test_rules(self, method, head, parameters, steps, rate):

@@ -53,8 +53,7 @@ def adapt(
     whole = whole_layers(module, new)
     names = [name for name in target_names(module, method.targets) if name not in whole]
     if not names:
-        what = "no layer is left to adapt: nothing here is pretrained" if whole else "the network has no linear layer"
-        raise RecipeError(what, where="method", hint="use method=full")
+        raise _nothing_to_adapt(method, whole)
     config = LoraConfig(
         task_type=TASK_TYPES.get(head or ""),
         r=method.rank,
@@ -73,6 +72,16 @@ def adapt(
     said = "every linear layer but the head" if method.targets == "auto" else ", ".join(method.targets)
     title = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}[method.variant]
     return finish(wrapped, f"{title}, rank {method.rank}, alpha {method.alpha:g}, {said}")
+
+
+def _nothing_to_adapt(method: LoRAMethod, whole: Sequence[str]) -> RecipeError:
+    if method.targets != "auto":
+        what = (
+            "no layer is left to adapt: what is named is new and moves whole" if whole else "no layer is left to adapt"
+        )
+        return RecipeError(what, where="method.targets", hint="name some, or set it to auto")
+    what = "no layer is left to adapt: nothing here is pretrained" if whole else "the network has no linear layer"
+    return RecipeError(what, where="method", hint="use method=full")
 
 
 def save_adapter(module: nn.Module, folder: Path) -> None:

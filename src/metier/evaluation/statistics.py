@@ -1,7 +1,7 @@
 """Intervals for one figure, and for the paired change of a figure on the same rows.
 
-Rows are the unit of chance: every interval says how the figure would move with other test rows of the same kind. It
-says nothing about other seeds of training.
+Rows are the unit of chance: every interval says how the figure would move with other test rows of the same kind; for a
+mean over targets, such as a correlation per protein, the targets are. It says nothing about other seeds of training.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def _values(method: MethodSection, *, scratch: bool) -> tuple[float, str]:
     if scratch:
         return 2e-3, "nothing is pretrained: a network that begins from nothing takes a high rate"
     if isinstance(method, LoRAMethod):
-        return 1e-3, "ten times the rate of full fine-tuning, as for other small networks"
+        return 5e-4, "five times the rate of full fine-tuning, for the update is scaled by alpha / rank"
     return 1e-4, "a gentle rate that keeps what was pretrained; a search around it pays"
 
 

@@ -59,7 +59,7 @@ def _cells(model: str, file: str) -> str:
         "data": {"train": file, "validation": 0.1, "test": 0.1},
         "task": {"kind": "cells"},
         "method": {"kind": "full" if new else "lora"},
-        "train": {"learning_rate": "auto", "epochs": 60 if new else 20, "batch_size": 128 if new else 32},
+        "train": {"learning_rate": "auto", "epochs": 60 if new else 10, "batch_size": 128 if new else 32},
         "evaluate": {"rows": None},
         "export": {"folder": "runs/job"},
     }
