@@ -154,7 +154,7 @@ _EN: Mapping[str, str] = {
     "data_fingerprint": "Rows, sha256",
     "seed": "Seed",
     "intervals": "Intervals",
-    "intervals_note": "{coverage}, over test rows or targets. One training seed: they do not say how another seed would do.",
+    "intervals_note": "{coverage}, over test rows or targets. One seed: they do not say how another would do.",
     "notes": "Notes",
     "no_notes": "Nothing out of the ordinary was noted.",
     "reproduce": "To get the same",
@@ -190,8 +190,8 @@ _EN: Mapping[str, str] = {
     "card_measures": "Measured",
     "card_title": "{name}: {model}, tuned with metier",
     "card_intro": "{model}, tuned for the task “{task}”. Method: {method}.",
-    "card_table_note": "{coverage} intervals in brackets, taken over test rows or targets. Whether a change is called better or"
-    " worse is what its interval says.",
+    "card_table_note": "{coverage} intervals in brackets, over test rows or targets. Whether a change is called better"
+    " or worse is what its interval says.",
     "card_baselines": "Without tuning, on the same rows:",
     "card_local_base": "The base was a local file or folder, so `base_model` is left out of the metadata.",
     "card_adapter": "This is an adapter: it needs the base model.",
