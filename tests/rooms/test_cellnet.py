@@ -744,3 +744,24 @@ def test_a_network_that_begins_from_nothing_learns_the_proteins_of_cells_it_neve
     with torch.no_grad():
         miss_BP = network(**reader.inputs(table[400:])) - target_BP[400:]
     assert miss_BP.square().mean() < 0.3 * target_BP.var(dim=0).mean()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("count", [5, 60])
+def test_calibrated_on_a_second_panel_the_outputs_of_the_first_stay_near_their_cells(count):
+    network, inputs, target_BP = calibrated(100)
+    further = network.extended(FOREIGN)
+    table, kind = cells(count, FOREIGN)
+    calibrate(further, further.reader(FOREIGN).inputs(table), targets(kind, 2))
+    miss_BP = further(**inputs) - target_BP
+    assert (miss_BP.mean(0).abs() < 0.5 * target_BP.std(0)).all()
+    assert (miss_BP.square().mean(0) < 1.3 * target_BP.var(0)).all()
+
+
+def test_fit_of_an_extended_network_that_saw_no_cell_sets_the_bias_of_its_own_proteins():
+    network = room.new(HOME, 0).extended(FOREIGN)
+    table, _ = cells(3)
+    panel = Panel(HOME.genes, ("A1", "CD4"))
+    network.fit(network.reader(panel).inputs(table), torch.tensor([[7.0, 1.0]] * 3), seed=0, head=True)
+    assert network.known.bias[1] == 1
+    assert 7 not in network.known.bias.tolist()

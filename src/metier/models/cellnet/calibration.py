@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from metier.core.rng import derive
-from metier.models.cellnet.network import PRIOR_CELLS, CellNet, gaussian
+from metier.models.cellnet.network import PRIOR_CELLS, CellNet, Head, gaussian
 from metier.models.cellnet.ragged import Ragged, scaled, totals
 
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -95,6 +95,7 @@ def calibrate(
     """
     was_training = network.training
     network.eval()
+    _forget_kernel(network.head)
     if adapt:
         network.standardise(inputs, prior_cells=PRIOR_CELLS)
         _fit_components(network, inputs, seed)
@@ -105,12 +106,20 @@ def calibrate(
     output_P = inputs["protein_P"][seen_P]
     network.head.slope_O[output_P] = slope_P[seen_P].float()
     network.head.shift_O[output_P] = shift_P[seen_P].float()
-    network.head.weight_MO[:, output_P] = 0.0
     said = [_say_slopes(known, slope_P, slope_cells)]
     if network.config.landmarks and int(known.measured_BP.sum(0).max()) >= LEAST_CELLS_OF_KERNEL:
         said.append(_fit_kernel(network, known, slope_cells, inputs["protein_P"]))
     network.train(was_training)
     return said
+
+
+def _forget_kernel(head: Head) -> None:
+    """Leave slopes and shifts: outputs of an earlier panel must not be read off the landmarks of this one."""
+    used_M = head.weight_MO.any(1)
+    if bool(used_M.any()):
+        near_MF = head.landmark_MF[used_M]
+        head.shift_O.add_((gaussian(near_MF, near_MF) @ head.weight_MO[used_M]).mean(0))
+        head.weight_MO.zero_()
 
 
 def _fit_components(network: CellNet, inputs: Mapping[str, Tensor], seed: int) -> None:

@@ -45,7 +45,7 @@ def load(folder: Path) -> CellNet:
     try:
         network = CellNet(CellConfig.read(json.loads((folder / CONFIG).read_text("utf-8"))))
         tensors = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, ArithmeticError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"the network cannot be read: {' '.join(str(error).split())[:200]}",
             where=str(folder),

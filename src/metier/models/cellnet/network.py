@@ -237,7 +237,9 @@ class CellNet(nn.Module):
         if not bool(self.rate_V.any()):
             self.standardise(inputs)
             with torch.no_grad():
-                self.known.bias.copy_(torch.nanmean(target_BP, dim=0).nan_to_num()[self._trained(inputs)])
+                output_P, mean_P = inputs["protein_P"], torch.nanmean(target_BP, dim=0).nan_to_num()
+                own_P = output_P < len(self.config.proteins)
+                self.known.bias[output_P[own_P]] = mean_P[own_P]
             return ["gene by gene, centre and spread are those of the training cells"]
         if head:
             from metier.models.cellnet.calibration import calibrate  # it knows the network
@@ -245,10 +247,6 @@ class CellNet(nn.Module):
             return calibrate(self, inputs, target_BP, seed=seed)
         self.standardise(inputs, prior_cells=PRIOR_CELLS)
         return []
-
-    def _trained(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Where each protein of the pretraining stands among those asked for."""
-        return inputs["protein_P"].argsort()[: len(self.config.proteins)]
 
     @torch.no_grad()
     def standardise(self, inputs: Mapping[str, Tensor], *, prior_cells: float = 0.0) -> None:
