@@ -117,12 +117,12 @@ def load(folder: str | Path) -> Specialist:
     return run.load(folder)
 
 
-def init(model: str, data: str) -> str:
-    """A commented recipe for a model and a file of rows.
+def init(model: str, data: str, folder: str = "runs/job") -> str:
+    """A commented recipe for a model and a file of rows, whose run goes to `folder`.
 
     Raises:
         MetierError: If one of them cannot be read.
     """
     from metier import run
 
-    return run.draft(model, data)
+    return run.draft(model, data, folder)

@@ -62,7 +62,7 @@ def init(
     from metier.core.files import write_text
 
     set_quiet(quiet=quiet)
-    text = api.init(model, data)
+    text = api.init(model, data, f"runs/{output.stem}" if output else "runs/job")
     if output is not None:
         if output.exists():
             raise _usage(f"{output} exists already", "name another file with --output")

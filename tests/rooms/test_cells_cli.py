@@ -48,6 +48,13 @@ def test_a_first_recipe_is_written_from_the_table(place):
     assert (recipe.task.kind, recipe.method.kind, recipe.evaluate.rows) == ("cells", "full", None)
 
 
+def test_a_recipe_goes_to_a_folder_of_its_own_name_and_needs_a_model_that_is_there(place):
+    done = metier(place, "init", "--model", "new:cells", "--data", "good.h5mu", "--output", "pretrain.yaml")
+    assert done.returncode == 0, done.stderr
+    assert parse(yaml.safe_load((place / "pretrain.yaml").read_text())).export.folder == "runs/pretrain"
+    refused(metier(place, "init", "--model", "nowhere", "--data", "good.h5mu"), 65, "no such folder or file")
+
+
 def test_check_shows_cells_and_what_is_learnt(place):
     done = check(place, {"train": "good.h5mu"})
     assert done.returncode == 0, done.stderr
@@ -122,6 +129,27 @@ class TestBadTables:
         write_h5mu(place / "strange.h5mu", rna=rna, prot=proteins)
         done = check(place, {"train": "strange.h5mu"}, model={"base": "runs/known"})
         refused(done, 65, "0 of 40 genes (0%)", "task.overlap")
+
+    def test_files_of_another_kind_and_a_conversation(self, place):
+        self.test_unknown_genes_are_counted(place)
+        refused(metier(place, "predict", "runs/known", "--data", "good.h5mu", "--output", "out.csv"), 2, "h5ad")
+        refused(metier(place, "predict", "runs/known", "--data", "rows.jsonl"), 2, "no file of cells")
+        refused(metier(place, "chat", "runs/known"), 2, "no replies")
+
+    def test_ids_of_the_published_network_are_counted_and_unique(self, place):
+        import torch
+
+        from metier.models import sctranslator
+
+        shape = sctranslator.Shape(8, 40, 8, 16, vocabulary=60, heads=2, head_dim=4, features=12)
+        torch.save(sctranslator.to_original(sctranslator.ScTranslator(shape)), place / "sct.pt")
+        rna, proteins = synthetic()
+        proteins.var["my_Id"] = range(41, 47)
+        for name, ids in {"few": [*range(1, 11), *[0] * 30], "twice": [1, 1, *range(2, 40)]}.items():
+            rna.var["my_Id"] = ids
+            write_h5mu(place / f"{name}.h5mu", rna=rna, prot=proteins)
+        refused(check(place, {"train": "few.h5mu"}, model={"base": "sct.pt"}), 65, "10 of 40 genes have an id")
+        refused(check(place, {"train": "twice.h5mu"}, model={"base": "sct.pt"}), 65, "several genes")
 
     def test_a_misspelt_key(self, place):
         refused(check(place, {"train": "good.h5mu"}, task={"kind": "cells", "transfrom": "clr"}), 2, "transform")

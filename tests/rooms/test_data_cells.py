@@ -457,22 +457,24 @@ class TestNames:
         assert overlap(panel, set(names)) == "40 of 40 genes (100%) are known to the model."
         assert "30 of 40 genes (75%)" in overlap(panel, names[:30])
         assert (
-            overlap(panel, ["CD3"], what="proteins", at_least=0.5)
+            overlap(panel, ["CD3", "CD8"], what="proteins", at_least=0.5)
             == "1 of 2 proteins (50%) are known to the model; unknown: CD4."
         )
+        strange = [f"OTHER{i}X" for i in range(40)]
         for vocabulary, reason in (
-            (names[:10], "another annotation or panel"),
+            (names[:10] + strange, "another annotation or panel"),
             (ENSEMBL, "the data has symbols, the model knows Ensembl ids"),
             ([name.title() for name in names], "map the genes to their orthologues"),
         ):
             with pytest.raises(DataError, match=reason):
                 overlap(panel, vocabulary)
         with pytest.raises(DataError, match=r"10 of 40 genes \(25%\).*fewer than 60%; unknown: .*task.overlap=0.25"):
-            overlap(panel, names[:10])
+            overlap(panel, names[:10] + strange)
+        assert "100% of those that it knows" in overlap(panel, names[:10])
         with pytest.raises(DataError, match="version suffix"):
             overlap(Panel(tuple(ENSEMBL), ()), [f"{name}.1" for name in ENSEMBL])
         with pytest.raises(DataError, match="upper and lower case"):
-            overlap(panel, [name.lower() for name in names[:4]] + names[4:12] + ["xy1"] * 3)
+            overlap(panel, [name.lower() for name in names[:4]] + names[4:12] + strange[:20])
 
 
 class TestValues:

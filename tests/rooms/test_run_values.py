@@ -45,6 +45,41 @@ class Sums(ValueTask):
 
 class NoTask:
     pass
+
+class Broken(Net):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        if how == "made":
+            raise RuntimeError("no luck")
+        self.how = how
+
+    def forward(self, x_BF):
+        y = super().forward(x_BF)
+        if self.how == "raises":
+            raise KeyError("k")
+        ways = {"tuple": (y, y), "none": None, "scalar": y.mean(), "rows": y[:-1], "one": y[:, :1], "whole": y.long()}
+        ways["apart"] = y.detach()
+        return ways[self.how]
+
+class Odd(Sums):
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def example(self, row):
+        if self.how == "row":
+            return [][3]
+        return super().example(row)
+
+    def batch(self, contents):
+        inputs, target = super().batch(contents)
+        ways = {"list": [1], "fewer": (inputs, target[:, :1]), "inf": (inputs, target / 0), "name": ({"y": target}, target)}
+        return ways.get(self.how, (inputs, target))
+
+    def size(self, example):
+        return 0 if self.how == "size" else 1
+
+    def groups(self, records):
+        return {"part": ["a"]} if self.how == "groups" else {}
 """
 
 
@@ -195,6 +230,59 @@ class TestCells:
             metier.check(cells_job("x", pretrained.path) | {"data": data})
         found = metier.check(cells_job("x", pretrained.path) | {"data": {**data, "overlap": "allow"}})
         assert any("flatter" in note for note in found.notes)
+
+    def test_the_same_cell_is_found_whatever_the_order_of_its_genes(self, pretrained, place):
+        rna, proteins = synthetic(cells=160, seed=1)
+        rna = rna[:, list(range(39, 3, -1))].copy()
+        write_h5mu(place / "reversed.h5mu", rna=rna[:60].copy(), prot=proteins[:60].copy())
+        data = {"train": "second.h5mu", "validation": "reversed.h5mu", "test": 0.3}
+        with pytest.raises(DataError, match="training cells also stand in validation"):
+            metier.check(cells_job("x", pretrained.path) | {"data": data})
+        found = metier.check(cells_job("x", pretrained.path) | {"data": {**data, "overlap": "drop"}})
+        assert any("validation cells also stand in test" in note for note in found.notes)
+        everything = {"train": "second.h5mu", "validation": 0.2, "test": "second.h5mu", "overlap": "drop"}
+        with pytest.raises(DataError, match="no training cell is left"):
+            metier.check(cells_job("x", pretrained.path) | {"data": everything})
+
+    def test_cells_that_the_base_knows_already_are_told(self, pretrained):
+        notes = metier.check(
+            cells_job("x", pretrained.path, "first.h5mu")
+            | {"data": {"train": "first.h5mu", "validation": 0.2, "test": 0.3, "group": "none"}}
+        ).notes
+        assert any("among those that the base learnt from" in note for note in notes)
+
+    def test_another_scale_than_the_bases_is_told_and_kept(self, pretrained):
+        run = metier.train(cells_job("logs", pretrained.path, task={"kind": "cells", "transform": "log1p"}))
+        assert any("on another scale" in note for note in run.evidence.notes)
+        again = metier.check(cells_job("x", run.path))
+        assert again.task.transform.name == "log1p"
+
+    def test_what_must_not_be_lost_is_not_lost_from_sight(self, pretrained):
+        with pytest.raises(DataError, match=r"nowhere\.h5mu"):
+            metier.check(cells_job("x", pretrained.path, evaluate={"retention": "nowhere.h5mu"}))
+        with pytest.raises(RecipeError, match="is no set of cells"):
+            metier.check(cells_job("x", pretrained.path, evaluate={"retention": "foo"}))
+
+    def test_predicting_needs_the_genes_and_nothing_else(self, tuned, place):
+        specialist = tuned("full").load()
+        rna, _ = synthetic(cells=20, seed=8)
+        del rna.obs["Donor_ID"]
+        assert specialist.predict(rna).n_obs == 20
+        rna.var_names = [f"ZZ{i}Y{i % 3}" for i in range(40)]
+        with pytest.raises(DataError, match="0 of 40 genes"):
+            specialist.predict(rna)
+        other, proteins = synthetic(cells=30, seed=9)
+        proteins.var_names = [f"q{i}" for i in range(6)]
+        write_h5mu(place / "others.h5mu", rna=other, prot=proteins)
+        with pytest.raises(DataError, match="none of the 6 proteins"):
+            specialist.evaluate("others.h5mu")
+
+    def test_where_no_step_was_kept_the_verdict_says_so(self, pretrained):
+        train = {"learning_rate": 3.0, "max_steps": 2, "batch_size": 16}
+        run = metier.train(cells_job("nothing_kept", pretrained.path, train=train))
+        assert run.evidence.cost.best_step == 0
+        assert "No step of tuning was kept" in run.evidence.verdict[0]
+        assert "fitted" in {baseline.name for baseline in run.evidence.baselines}
 
     def test_loss_terms_are_the_recipes(self, pretrained):
         plain = metier.check(cells_job("x", pretrained.path))
@@ -360,6 +448,72 @@ class TestOwn:
     def test_what_cannot_be_used_is_told(self, place, sections, words):
         with pytest.raises(RecipeError, match=words):
             metier.check(own_job("x", **sections))
+
+    @pytest.mark.parametrize(
+        ("how", "words"),
+        [
+            ("made", r"making own_sums:Broken raised RuntimeError at .*own_sums.py:\d+: no luck"),
+            ("raises", r"the task's loss raised KeyError at .*own_sums.py:\d+"),
+            ("tuple", "the network answers with a tuple"),
+            ("none", "the network answers with a NoneType"),
+            ("scalar", r"the network answers with the shape \(\)"),
+            ("rows", r"the network answers with the shape \(1, 2\)"),
+            ("one", r"the network answers with the shape \(2, 1\)"),
+            ("whole", "the network answers with dtype torch.int64"),
+            ("apart", "the answer has no gradient"),
+        ],
+    )
+    def test_a_broken_network_is_told_before_anything_begins(self, place, how, words):
+        model = {"base": "new", "use": "own_sums:Broken", "arguments": {"how": how}, "device": "cpu"}
+        with pytest.raises((RecipeError, ModelError), match=words):
+            metier.check(own_job("x", model=model))
+
+    @pytest.mark.parametrize(
+        ("how", "words"),
+        [
+            ("row", "IndexError"),
+            ("list", "batch returns no pair"),
+            ("fewer", r"targets of the shape \(2, 1\) for 2 rows and 2 names"),
+            ("inf", "targets are infinite"),
+            ("name", "unexpected keyword argument 'y'"),
+            ("size", "size is no whole number"),
+            ("groups", "groups do not have one value"),
+        ],
+    )
+    def test_a_broken_task_is_told_before_anything_begins(self, place, how, words):
+        task = {"kind": "own", "use": "own_sums:Odd", "arguments": {"how": how}}
+        with pytest.raises((RecipeError, DataError), match=words):
+            metier.check(own_job("x", task=task))
+
+    def test_a_file_that_python_cannot_read_is_told_with_its_line(self, place):
+        (place / "own_broken.py").write_text("class Net(:\n")
+        with pytest.raises(RecipeError, match=r"raised SyntaxError at .*own_broken.py:1"):
+            metier.check(own_job("x", task={"kind": "own", "use": "own_broken:Net"}))
+
+    def test_another_class_under_the_same_name_is_not_the_tuned_one(self, place):
+        changed = OWN.replace("self.head = ", "self.top = ").replace("self.head(", "self.top(")
+        (place / "own_other.py").write_text(OWN.replace("own_sums", "own_other"))
+        tree = own_job("own_other", model={"base": "new", "use": "own_other:Net", "device": "cpu"})
+        tree["task"] = {"kind": "own", "use": "own_other:Sums"}
+        metier.train(tree)
+        (place / "own_other.py").write_text(changed)
+        done = subprocess.run(
+            [sys.executable, "-m", "metier", "predict", "runs/own_other", "--data", "rows.jsonl"],
+            check=False,
+            cwd=place,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode != 0
+        assert "is not the class that was tuned" in done.stderr
+
+    def test_changed_code_measures_the_base_again(self, place):
+        from metier.models import source_digest
+
+        (place / "own_digest.py").write_text("class A:\n    pass\n")
+        first = source_digest("own_digest:A")
+        (place / "own_digest.py").write_text("class A:\n    x = 1\n")
+        assert source_digest("own_digest:A") != first
 
     def test_every_row_that_cannot_be_read_is_told_at_once(self, place):
         rows = [{"a": 1, "b": 2, "c": 3, "sum": 6, "difference": -1}] * 20

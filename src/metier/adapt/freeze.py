@@ -32,7 +32,7 @@ def adapt(module: nn.Module, method: FreezeMethod, *, new: Sequence[str] = ()) -
         raise RecipeError(
             f"the network has {count} blocks, {method.blocks} were asked for",
             where="method.blocks",
-            hint=f"choose at most {count}",
+            hint=f"choose at most {count}" if count else "set it to 0, or use method=lora or method=full",
         )
     moving = list(stack)[count - method.blocks :] if stack is not None and method.blocks else []
     tied = is_tied(module)

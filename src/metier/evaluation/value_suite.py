@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from metier.core.evidence import Answer, Breakdown, Figure, Scatter
+from metier.core.evidence import Answer, Baseline, Breakdown, Figure, Scatter
 from metier.core.rng import derive
 from metier.evaluation import statistics, value_baselines, values
 from metier.evaluation.measured import Measured, Rows
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from metier.core.evidence import Baseline
     from metier.data.records import Record
     from metier.recipe import EvaluateSection
     from metier.tasks import ValueTask
@@ -46,11 +45,13 @@ class General:
         name: What it is, for people.
         task: Reads the rows for the network.
         examples: The rows, encoded.
+        fingerprint: Tells these rows from others.
     """
 
     name: str
     task: ValueTask[Any]
     examples: Sequence[Any]
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,23 @@ def _general(scene: Scene, module: nn.Module) -> dict[str, Rows]:
     }
 
 
+def fitted_alone(scene: Scene, module: nn.Module, seconds: float) -> Baseline:
+    """What was fitted in closed form, before any step of tuning."""
+    predicted_BP, target_BP = predict(scene.task, module, scene.test), targets(scene.task, scene.test)
+    return Baseline(
+        name="fitted",
+        title="Fitted in closed form",
+        how="the pretrained network with its output layer fitted to the training rows, before any step of tuning",
+        seconds=seconds,
+        figures=_figures(scene, predicted_BP, target_BP),
+    )
+
+
+def _figures(scene: Scene, predicted_BP: Array, target_BP: Array) -> tuple[Figure, ...]:
+    found = values.rows_of(predicted_BP, target_BP, scene.task.names, nouns=scene.nouns)
+    return tuple(Figure(name=name, estimate=_estimate(rows, scene.section.confidence)) for name, rows in found.items())
+
+
 def _baselines(scene: Scene, module: nn.Module, target_BP: Array, *, new: bool) -> tuple[Baseline, ...]:
     places = [(part, i) for part in scene.fitted for i in range(len(part))]
     if len(places) > MOST_FITTED:
@@ -130,18 +148,11 @@ def _baselines(scene: Scene, module: nn.Module, target_BP: Array, *, new: bool) 
     train = [part[i] for part, i in places]
     test = [scene.test[i] for i in range(len(scene.test))]
     known = None if new else (predict(scene.task, module, train), predict(scene.task, module, test))
-
-    def judge(predicted_BP: Array) -> tuple[Figure, ...]:
-        found = values.rows_of(predicted_BP, target_BP, scene.task.names, nouns=scene.nouns)
-        return tuple(
-            Figure(name=name, estimate=_estimate(rows, scene.section.confidence)) for name, rows in found.items()
-        )
-
     return value_baselines.measure(
         _features(scene.task, train),
         targets(scene.task, train),
         _features(scene.task, test),
-        judge,
+        lambda predicted_BP: _figures(scene, predicted_BP, target_BP),
         zero_shot=known,
         seed=scene.seed,
     )

@@ -15,6 +15,7 @@ import numpy as np
 from metier.core import DataError, DivergedError
 from metier.core.evidence import Breakdown, Estimate, Scatter
 from metier.core.rng import derive
+from metier.data.faults import listed
 from metier.evaluation import statistics
 from metier.evaluation.measured import Rows
 
@@ -99,7 +100,7 @@ def notes(target_BP: Array, names: Sequence[str]) -> tuple[str, ...]:
     """What the reader is told about targets that the correlations leave out, one sentence for each reason."""
     found = excluded(target_BP, names)
     return tuple(
-        f"left out of correlations, {reason}: {', '.join(name for name, why in found.items() if why == reason)}"
+        f"left out of correlations, {reason}: {listed([name for name, why in found.items() if why == reason], 12)}"
         for reason in sorted(set(found.values()))
     )
 

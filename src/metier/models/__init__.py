@@ -4,8 +4,17 @@ from metier.models.configuration import describe, describe_head
 from metier.models.identity import fingerprint
 from metier.models.loading import load, load_tokenizer
 from metier.models.model import Head, Lineage, Model
-from metier.models.own import called, changed, fill, read_weights, write_tensors
-from metier.models.plain import NEW_CELLS, known_genes, known_proteins, load_cells, load_own, usual_transform
+from metier.models.own import called, changed, fill, in_their_code, read_weights, source_digest, write_tensors
+from metier.models.plain import (
+    NEW_CELLS,
+    is_blank,
+    known_genes,
+    known_proteins,
+    load_cells,
+    load_own,
+    retarget,
+    usual_transform,
+)
 from metier.models.saving import save, save_tokenizer, tokenizer_of
 from metier.models.sctranslator import ScTranslator, export_original
 from metier.models.shape import LinearShape, Shape
@@ -25,6 +34,8 @@ __all__ = [
     "export_original",
     "fill",
     "fingerprint",
+    "in_their_code",
+    "is_blank",
     "known_genes",
     "known_proteins",
     "load",
@@ -32,8 +43,10 @@ __all__ = [
     "load_own",
     "load_tokenizer",
     "read_weights",
+    "retarget",
     "save",
     "save_tokenizer",
+    "source_digest",
     "tokenizer_of",
     "usual_transform",
     "write_tensors",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import sys
+import traceback
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +15,12 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from metier.core import Fault, ModelError, RecipeError, log
-from metier.core.files import storage_error, write_json
+from metier.core import Fault, MetierError, ModelError, RecipeError, log
+from metier.core.files import sha256, storage_error, write_json
 from metier.models import pickled
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -44,11 +47,23 @@ def imported(use: str, *, where: str) -> Any:
     except ImportError as error:
         hint = "install it, or begin from the folder in which it lies"
         raise RecipeError(f"cannot import {module_name}: {error}", where=f"{where}: {use}", hint=hint) from error
+    except Exception as error:
+        raise theirs(error, f"importing {module_name}", where=f"{where}: {use}") from error
     if found is None:
         raise RecipeError(
             f"{module_name} has no {name}", where=f"{where}: {use}", hint="check the name after the colon"
         )
     return found
+
+
+def source_digest(use: str) -> str:
+    """Hex sha256 of the file that the named class stands in; of its name where there is no file."""
+    found = imported(use, where="use")
+    try:
+        file = inspect.getsourcefile(found)
+    except TypeError:  # made by C code
+        file = None
+    return sha256(Path(file)) if file else hashlib.sha256(use.encode()).hexdigest()
 
 
 def called(use: str, arguments: Mapping[str, Any], *, where: str) -> Any:
@@ -62,14 +77,48 @@ def called(use: str, arguments: Mapping[str, Any], *, where: str) -> Any:
         takes = inspect.signature(make)
         takes.bind(**arguments)
     except ValueError:  # what C code made has no signature: the call itself will tell
-        return make(**arguments)
+        takes = inspect.Signature()
     except TypeError as error:
         raise RecipeError(str(error), where=f"{where}.arguments", hint=f"it takes {takes}") from error
-    return make(**arguments)
+    with in_their_code(f"making {use}", where=where):
+        return make(**arguments)
 
 
-def build(section: ModelSection, seed: int) -> tuple[nn.Module, tuple[str, ...]]:
+@contextmanager
+def in_their_code(doing: str, *, where: str) -> Iterator[None]:
+    """Whatever a user's own code raises is told as theirs, with its file and line; our own errors pass.
+
+    Raises:
+        RecipeError: In place of what was raised.
+    """
+    try:
+        yield
+    except MetierError:
+        raise
+    except Exception as error:
+        raise theirs(error, doing, where=where) from error
+
+
+def theirs(error: Exception, doing: str, *, where: str) -> RecipeError:
+    """What a user's own code raised, with the place in it."""
+    ours = str(Path(__file__).parents[1])
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
+    told = [frame for frame in frames if "site-packages" not in frame.filename and "importlib" not in frame.filename]
+    place = f" at {told[-1].filename}:{told[-1].lineno}" if told else ""
+    if isinstance(error, SyntaxError):
+        place = f" at {error.filename}:{error.lineno}"
+    said = " ".join(str(error).split())[:300]
+    what = f"{doing} raised {type(error).__name__}{place}: {said}"
+    return RecipeError(what, where=where, hint="correct it there")
+
+
+def build(section: ModelSection, seed: int, *, strict: bool = False) -> tuple[nn.Module, tuple[str, ...]]:
     """The network, and the names of its parameters that the weights do not hold.
+
+    Args:
+        section: The model.
+        seed: Seed of what is new.
+        strict: Whether the weights must be all there are, as of a network that was saved whole.
 
     Raises:
         RecipeError: If the class cannot be imported or called.
@@ -87,7 +136,12 @@ def build(section: ModelSection, seed: int) -> tuple[nn.Module, tuple[str, ...]]
         return module, names
     tensors = read_weights(Path(section.base).expanduser())
     fill(module, tensors, where=section.base)
-    return module, tuple(name for name in names if name not in tensors)
+    new = tuple(name for name in names if name not in tensors)
+    if strict and (new or tensors.keys() - module.state_dict().keys()):
+        lost = _some([*new, *(tensors.keys() - module.state_dict().keys())])
+        what = f"{use} is not the class that was tuned: it and the weights differ in {lost}"
+        raise ModelError(what, where=section.base, hint="put the class back as it was, or tune again")
+    return module, new
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -165,15 +219,8 @@ def save(module: nn.Module, folder: Path, section: ModelSection | None) -> None:
     Raises:
         StorageError: If the disk is full or the folder cannot be written.
     """
-    from safetensors.torch import save_model
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_model(module, str(folder / WEIGHTS))
-    except SafetensorError as error:
-        raise storage_error(folder, OSError(str(error))) from error
-    except OSError as error:
-        raise storage_error(folder, error) from error
+    # Tied tensors are written under each of their names, so that whoever reads them back finds all.
+    write_tensors({name: tensor.clone() for name, tensor in module.state_dict().items()}, folder / WEIGHTS)
     said = {} if section is None else {"use": section.use, "arguments": section.arguments}
     config = {"architectures": [type(module).__name__], **said}
     write_json(folder / CONFIG, config)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from metier.core import ModelError, RecipeError
 from metier.models import cellnet, own, sctranslator
-from metier.models.cellnet import CellNet
+from metier.models.cellnet import CellNet, TransformName
 from metier.models.identity import fingerprint
 from metier.models.model import Lineage, Model
 from metier.models.sctranslator import ScTranslator
@@ -20,14 +21,13 @@ if TYPE_CHECKING:
     from metier.core.panel import Panel
     from metier.recipe import ModelSection
 
-TransformName = Literal["clr", "log1p", "minmax", "none"]
 NEW_CELLS = "new:cells"
 """What `model.base` says for a network for cells that begins from nothing."""
 CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 
-def load_own(section: ModelSection, seed: int) -> Model:
-    """The network that `model.use` names.
+def load_own(section: ModelSection, seed: int, *, strict: bool = False) -> Model:
+    """The network that `model.use` names; with `strict` it must hold just what the weights hold.
 
     Raises:
         RecipeError: If the class cannot be imported or called.
@@ -36,7 +36,7 @@ def load_own(section: ModelSection, seed: int) -> Model:
     if section.use is None:
         hint = "name it with model.use=package.module:Class"
         raise RecipeError("a task of your own needs a network of your own", where="model.use", hint=hint)
-    module, new = own.build(section, seed)
+    module, new = own.build(section, seed, strict=strict)
     _refuse_not_finite(module, section.base)
     return Model(module, None, "values", _lineage(section, module, new), new)
 
@@ -70,9 +70,20 @@ def load_cells(section: ModelSection, panel: Panel, *, seed: int, redraw: bool =
     return Model(network, None, "values", lineage, new, network.whole())
 
 
+def is_blank(model: Model) -> bool:
+    """Whether nothing of the network is pretrained."""
+    return len(model.new) == sum(1 for _ in model.module.parameters())
+
+
 def usual_transform(network: nn.Module) -> TransformName:
     """How protein counts became what the network predicts; scTranslator scales each cell, as published."""
-    return "clr" if isinstance(network, CellNet) else "minmax"
+    return network.config.transform if isinstance(network, CellNet) else "minmax"
+
+
+def retarget(network: nn.Module, transform: TransformName) -> None:
+    """Remember how protein counts become what the network is now taught."""
+    if isinstance(network, CellNet):
+        network.config = replace(network.config, transform=transform)
 
 
 def known_genes(network: nn.Module) -> frozenset[str]:

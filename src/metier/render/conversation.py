@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 def hold(run: Path, *, message: str | None, base: bool, as_json: bool) -> None:
     """Answer `message`, or every line of stdin; with `base`, the untuned model answers as well."""
     tuned = api.load(run)
+    if not tuned.replies:
+        tuned.chat("")
     untuned = load_base(tuned.recipe) if base else None
     if message is not None:
         _answer(tuned, untuned, [{"role": "user", "content": message}], as_json=as_json)

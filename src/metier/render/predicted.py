@@ -22,8 +22,13 @@ def cells(specialist: CellSpecialist, data: Path, output: Path | None) -> dict[s
     """Predict a file of cells into another; what was written.
 
     Raises:
-        RecipeError: If no output is named.
+        RecipeError: If one of the files is not named as what it is.
     """
+    if data.suffix not in {".h5ad", ".h5mu"}:
+        hint = "name an h5ad or h5mu file"
+        raise RecipeError(f"{data} is no file of cells, which this run predicts", where="--data", hint=hint)
+    if output is not None and output.suffix != ".h5ad":
+        raise RecipeError(f"{output} would be written as h5ad", where="--output", hint="let its name end in .h5ad")
     if output is None:
         raise RecipeError("cells are written to a file", where="command line", hint="name it with --output FILE.h5ad")
     count = specialist.predict_file(data, output)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from metier.report.figures import has_interval
+
 if TYPE_CHECKING:
     from metier.core.evidence import Baseline, Cost, Measure
     from metier.report.voice import Voice
@@ -15,6 +17,9 @@ WORDS = {
         "worse": "Tuning hurt: {title} went from {before} to {after} ({change}, {confidence} interval {low} to {high}).",
         "no clear change": "No clear effect: {title} went from {before} to {after} ({change}, {confidence} interval {low} to {high}, which includes none).",
         "not compared": "{title} after tuning is {after} ({confidence} interval {low} to {high}); the base cannot do this task, its output layer is new.",
+        "fitted": "No step of tuning was kept: the fit in closed form alone took {title} from {before} to {after} ({change}, {confidence} interval {low} to {high}).",
+        "alone": "{title} went from {before} to {after}; it was measured on one value only, so nothing says how sure that is.",
+        "alone new": "{title} after tuning is {after}; it was measured on one value only, so nothing says how sure that is.",
         "learnt": "The loss on the answers did fall, from {before} to {after} nats: something was learnt that this figure does not show.",
         "cheap wins": "A cheap alternative does as well or better: {baseline} reaches {figure}.",
         "cheap loses": "The best cheap alternative, {baseline}, reaches {figure}.",
@@ -22,6 +27,7 @@ WORDS = {
         "lost": "It cost general ability: {items}.",
         "unknown": "Retention was not measured.",
         "cost": "{moved} of {total} parameters moved, in {seconds} of training with at most {memory}.",
+        "cost fitted": "Fitting and training took {seconds} with at most {memory}; what training moved was not kept.",
         "and": "; ",
         "from to": "{title} {before} to {after}",
     },
@@ -30,6 +36,9 @@ WORDS = {
         "worse": "微调有害：{title}从 {before} 变为 {after}（变化 {change}，{confidence} 区间 {low} 至 {high}）。",
         "no clear change": "没有明确效果：{title}从 {before} 变为 {after}（变化 {change}，{confidence} 区间 {low} 至 {high}，包含零）。",
         "not compared": "微调后{title}为 {after}（{confidence} 区间 {low} 至 {high}）；基座模型的输出层是新建的，无法直接完成此任务。",
+        "fitted": "没有保留任何一步微调：仅靠闭式拟合，{title}从 {before} 变为 {after}（变化 {change}，{confidence} 区间 {low} 至 {high}）。",
+        "alone": "{title}从 {before} 变为 {after}；只在一个值上测量，无法给出区间。",
+        "alone new": "微调后{title}为 {after}；只在一个值上测量，无法给出区间。",
         "learnt": "答案上的损失确有下降，从 {before} 到 {after} nats：学到了一些该指标未反映的东西。",
         "cheap wins": "廉价方案不逊于微调：{baseline}达到 {figure}。",
         "cheap loses": "最好的廉价方案（{baseline}）达到 {figure}。",
@@ -37,6 +46,7 @@ WORDS = {
         "lost": "代价是通用能力下降：{items}。",
         "unknown": "未测量保持度。",
         "cost": "{total} 个参数中有 {moved} 个被调整，训练耗时 {seconds}，内存峰值 {memory}。",
+        "cost fitted": "拟合与训练耗时 {seconds}，内存峰值 {memory}；训练所作的调整未被保留。",
         "and": "；",
         "from to": "{title} {before} → {after}",
     },
@@ -55,7 +65,7 @@ def verdict(
     """The sentences: gain, cheap alternatives, retention, cost; those that there is nothing to say on are left out."""
     main = next(measure for measure in measures if measure.name == primary)
     found = (
-        _gain(main, voice, confidence),
+        _gain(main, voice, confidence, kept=cost.best_step > 0),
         _learnt(main, measures, voice),
         _cheap(main, baselines, voice),
         _retention(measures, voice),
@@ -64,13 +74,16 @@ def verdict(
     return tuple(sentence for sentence in found if sentence)
 
 
-def _gain(main: Measure, voice: Voice, confidence: float) -> str:
+def _gain(main: Measure, voice: Voice, confidence: float, *, kept: bool) -> str:
     interval = main.change or main.after
     amount = voice.amount if main.change is None else voice.change
     low, high = amount(interval.low, main.unit), amount(interval.high, main.unit)
     if main.unit == "score":
         low, high = voice.ends(interval.low, interval.high, main.unit, signed=main.change is not None)
-    return WORDS[voice.language][main.verdict].format(
+    said: str = main.verdict if kept or main.change is None else "fitted"
+    if not has_interval(interval):
+        said = "alone new" if main.change is None else "alone"
+    return WORDS[voice.language][said].format(
         title=voice.measure(main),
         before=_before(main, voice),
         after=voice.amount(main.after.value, main.unit),
@@ -128,7 +141,7 @@ def _before(measure: Measure, voice: Voice) -> str:
 
 def _cost(cost: Cost, voice: Voice) -> str:
     training = next((phase for phase in cost.phases if phase.name == "train"), None)
-    return WORDS[voice.language]["cost"].format(
+    return WORDS[voice.language]["cost" if cost.best_step > 0 else "cost fitted"].format(
         moved=voice.parameters(cost.parameters_moved),
         total=voice.parameters(cost.parameters_total),
         seconds=voice.seconds(training.wall_seconds if training else 0.0),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from metier.core.evidence import Answer, Breakdown, Scatter
+    from metier.core.evidence import Answer, Baseline, Breakdown, Scatter
     from metier.data.records import Record, Splits
     from metier.evaluation import Measured
     from metier.models import Head, Model
@@ -98,6 +98,10 @@ class Job(ABC):
 
     def calibrate(self, model: Model) -> tuple[str, ...]:  # noqa: ARG002 - for jobs that can
         """Fit in closed form, in place, what can be so fitted before tuning; what was done, as sentences."""
+        return ()
+
+    def fitted_alone(self, module: nn.Module, seconds: float) -> tuple[Baseline, ...]:  # noqa: ARG002
+        """What the closed form reaches before any step of tuning, to stand beside the cheap alternatives."""
         return ()
 
     def whole(self, module: nn.Module) -> nn.Module:

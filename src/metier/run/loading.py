@@ -43,7 +43,8 @@ def load(folder: str | Path, *, device: str = "auto") -> Specialist:
             module = _adapted(run, recipe, model, facts).to(place).eval()
             return value_specialist.CellSpecialist(recipe, run.path, model, module, task)
         case OwnTask():
-            model, own = models.load_own(section, recipe.train.seed), tasks.build_own(recipe.task)
+            whole = not run.adapter.exists()
+            model, own = models.load_own(section, recipe.train.seed, strict=whole), tasks.build_own(recipe.task)
             module = _adapted(run, recipe, model, facts).to(place).eval()
             return value_specialist.OwnSpecialist(recipe, run.path, model, module, own)
         case ChatTask() | CompleteTask() | ClassifyTask():

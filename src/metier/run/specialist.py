@@ -38,6 +38,11 @@ class Specialist(ABC):
     module: nn.Module
     task: Task[Any]
 
+    @property
+    def replies(self) -> bool:
+        """Whether it can be talked to."""
+        return False
+
     @abstractmethod
     def predict(self, questions: Any, *, max_new_tokens: int | None = None) -> Any:
         """The answers: texts for texts, numbers for rows, and for a table of cells the table with its proteins."""

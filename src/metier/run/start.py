@@ -19,18 +19,19 @@ from metier.recipe import DataSection, EvaluateSection, ExportSection, ModelSect
 from metier.run.values import CELL_FILES
 
 
-def draft(model: str, file: str) -> str:
+def draft(model: str, file: str, folder: str = "runs/job") -> str:
     """A commented recipe that runs as it is.
 
     Args:
         model: What model.base shall be.
         file: The training rows.
+        folder: What export.folder shall be.
 
     Raises:
         MetierError: If the model or the rows cannot be read.
     """
     if Path(file).suffix in CELL_FILES:
-        return _cells(model, file)
+        return _cells(model, file, folder)
     look = data.look(file)
     head = models.describe_head(ModelSection(base=model))
     task = _task(look, head)
@@ -42,17 +43,18 @@ def draft(model: str, file: str) -> str:
         "method": {"kind": "lora"},
         "train": {"learning_rate": "auto", "epochs": _epochs(look.rows), "batch_size": 16},
         "evaluate": _evaluate(look),
-        "export": {"folder": "runs/job"},
+        "export": {"folder": folder},
     }
     parse(tree)  # a draft that does not hold is our mistake, found here
     top = f"# {look.reason}\n# `metier check` shows what the model will see, `metier train` does the work.\n"
     return top + "\n".join(_lines(tree))
 
 
-def _cells(model: str, file: str) -> str:
+def _cells(model: str, file: str, folder: str) -> str:
     """A recipe for cells; the table is read and checked whole."""
     table = read_cells(file)
     panel, new = table.panel, model == NEW_CELLS
+    models.load_cells(ModelSection(base=model), panel, seed=0)
     note(f"{file}: {len(table)} cells, {len(panel.genes)} genes, {len(panel.proteins)} proteins; task cells")
     tree = {
         "model": {"base": model},
@@ -61,7 +63,7 @@ def _cells(model: str, file: str) -> str:
         "method": {"kind": "full" if new else "lora"},
         "train": {"learning_rate": "auto", "epochs": 60 if new else 10, "batch_size": 128 if new else 32},
         "evaluate": {"rows": None},
-        "export": {"folder": "runs/job"},
+        "export": {"folder": folder},
     }
     top = f"# {len(table):,} cells, {len(panel.genes):,} genes, {len(panel.proteins):,} proteins\n"
     top += "# `metier check` shows what the model will see, `metier train` does the work.\n"

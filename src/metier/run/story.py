@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from metier.adapt import Adapted
+    from metier.core.evidence import Baseline
     from metier.evaluation import Measured
     from metier.models import Model
 
@@ -72,14 +74,14 @@ def run(recipe: Recipe, *, given: str | None = None, command: str = "metier trai
         with meter.phase("measure before"):
             before = measure_base(job, setup.model)
         with meter.phase("train"):
-            fitted, tensors = _fit(setup)
-            adapted = _adapt(setup, fitted)
-            outcome = _train(setup, adapted, keep_start=bool(fitted))
+            fit = _fit(setup)
+            adapted = _adapt(setup, fit.said)
+            outcome = _train(setup, adapted, keep_start=bool(fit.said))
         with meter.phase("measure after"):
             after = job.measure(setup.model, adapted.module, base=before)
         with meter.phase("save"):
-            _save(setup, adapted, tensors)
-        evidence = _evidence(setup, adapted, outcome, before, after, meter, command)
+            _save(setup, adapted, fit.tensors)
+        evidence = _evidence(setup, adapted, outcome, before, after, meter, command, fit.alone)
         _report(setup, evidence)
         _finish(setup, adapted)
     return folder
@@ -125,12 +127,30 @@ def _set_up(job: Job, folder: RunFolder) -> Setup:
     return Setup(job, folder, model, precision, rate, reason)
 
 
-def _fit(setup: Setup) -> tuple[tuple[str, ...], Mapping[str, torch.Tensor]]:
-    """Fit in closed form what the job can; what was done, and the tensors that it changed."""
+@dataclass(frozen=True)
+class Fit:
+    """What was fitted in closed form before tuning.
+
+    Attributes:
+        said: What was done, as sentences; empty where nothing was.
+        tensors: What it changed.
+        alone: What it reaches by itself.
+    """
+
+    said: tuple[str, ...]
+    tensors: Mapping[str, torch.Tensor]
+    alone: tuple[Baseline, ...]
+
+
+def _fit(setup: Setup) -> Fit:
     module = setup.model.module
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()} if setup.job.fits else {}
-    fitted = setup.job.calibrate(setup.model)
-    return fitted, models.changed(before, module) if fitted else {}
+    began = time.perf_counter()
+    said = setup.job.calibrate(setup.model)
+    if not said:
+        return Fit((), {}, ())
+    alone = setup.job.fitted_alone(module, time.perf_counter() - began)
+    return Fit(said, models.changed(before, module), alone)
 
 
 def _adapt(setup: Setup, fitted: Sequence[str]) -> Adapted:
@@ -218,6 +238,7 @@ def _evidence(
     after: Measured,
     meter: Meter,
     command: str,
+    alone: Sequence[Baseline],
 ) -> Evidence:
     job, recipe = setup.job, setup.job.recipe
     confidence = recipe.evaluate.confidence
@@ -239,7 +260,7 @@ def _evidence(
         setting=_setting(setup, adapted),
         verdict=report.verdict(
             measures,
-            before.baselines,
+            (*before.baselines, *alone),
             cost,
             primary,
             confidence=confidence,
@@ -247,7 +268,7 @@ def _evidence(
         ),
         primary=primary,
         measures=measures,
-        baselines=before.baselines,
+        baselines=(*before.baselines, *alone),
         cost=cost,
         answers=job.answers(before, after, primary),
         breakdowns=job.breakdowns(after),

@@ -27,6 +27,11 @@ class TextSpecialist(Specialist):
 
     task: TextTask[Any]
 
+    @property
+    def replies(self) -> bool:
+        """Whether it can be talked to."""
+        return True
+
     def chat(self, question: str | Sequence[Mapping[str, str]], *, max_new_tokens: int | None = None) -> str:
         """The reply to a message, or to a conversation given as turns of role and content."""
         return self.predict([question], max_new_tokens=max_new_tokens)[0]

@@ -11,12 +11,13 @@ import numpy as np
 
 from metier import data, evaluation, models, tasks, training
 from metier.core import RecipeError
+from metier.core.log import note
 from metier.core.panel import Panel
 from metier.data import cells
 from metier.data.cells import CellTable
 from metier.data.records import Cells, Columns
 from metier.evaluation import value_suite
-from metier.run.cell_data import read_splits
+from metier.run.cell_data import check_proteins, read_splits, without_annotations
 from metier.run.folder import RunFolder
 from metier.run.job import measured_rows
 from metier.run.specialist import Specialist
@@ -90,9 +91,9 @@ class CellSpecialist(Specialist):
             max_new_tokens: Not used; numbers have no length.
 
         Returns:
-            A new AnnData with `obsm["protein_predicted"]`, shape (cells, proteins), on the scale that the run was
-            tuned on, and the names of the proteins and that scale in `uns["metier"]`. Of an object in memory it has
-            matrix and annotations as they are; of a file only the names and annotations of the cells.
+            A copy of an AnnData or MuData in memory, or for a file a new AnnData with its cells' names and annotations.
+            `obsm["protein_predicted"]`, shape (cells, proteins), has the predictions on the scale that the run was
+            tuned on; `uns["metier"]` has the names of the proteins and that scale.
 
         Raises:
             DataError: If the table cannot be read, or its genes are not those of the model.
@@ -140,11 +141,29 @@ class CellSpecialist(Specialist):
             splits = read_splits(self.recipe, self.task.section)
             test = measured_rows(splits.test, self.recipe.evaluate.rows, self.recipe.data.seed)
             return _measured(self, self.task, test, ("protein", "cell"))
-        table = cells.read_cells(file, columns=self.recipe.data.columns, organism=self.task.section.organism)
+        columns = without_annotations(self.recipe.data.columns)
+        table = cells.read_cells(file, columns=columns, organism=self.task.section.organism)
+        self._check(table)
+        for text in check_proteins(self.proteins, table, "the file"):
+            note(text)
         return _measured(self, self.task, Cells(table, np.arange(len(table))), ("protein", "cell"))
 
     def _table(self, questions: Any) -> CellTable:
-        return cells.read_cells(questions, columns=self.recipe.data.columns, with_proteins=False)
+        named = without_annotations(self.recipe.data.columns)
+        columns = {word: name for word, name in named.items() if not word.startswith("protein") and word != "mask"}
+        organism = self.task.section.organism
+        table = cells.read_cells(questions, columns=columns, with_proteins=False, organism=organism)
+        self._check(table)
+        return table
+
+    def _check(self, table: CellTable) -> None:
+        """The genes must be those of the run, as far as `task.overlap` says.
+
+        Raises:
+            DataError: If they are not.
+        """
+        known, at_least = self.task.panel.genes, self.task.section.overlap
+        note(cells.overlap(table.panel, set(known), at_least=at_least, where=table.where))
 
     def _blocks(self, table: CellTable) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         task = self.task

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from metier import data, models, planning, tasks
-from metier.core import DataError, Fault, MetierError, RecipeError
+from metier.core import DataError, Fault, RecipeError
+from metier.core.files import sha256
 from metier.core.panel import Panel
 from metier.core.rng import derive
-from metier.data.cells import Transform, overlap, read_cells
+from metier.data.cells import Transform, check_ids, overlap, read_cells
 from metier.data.records import Cells
 from metier.evaluation import value_suite
 from metier.recipe import CellsTask, FullMethod, LoRAMethod
-from metier.run.cell_data import read_splits
+from metier.run.cell_data import cells_of, read_splits, same_cells, without_annotations
 from metier.run.folder import RunFolder
 from metier.run.job import Job, measured_rows
 from metier.tasks.cells import CellTask
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from metier.core.evidence import Answer, Breakdown, Scatter
+    from metier.core.evidence import Answer, Baseline, Breakdown, Scatter
     from metier.data.cells import CellTable
     from metier.data.records import Record, Splits
     from metier.evaluation import Measured
@@ -68,12 +69,14 @@ class ValueJob(Job):
         return self.model
 
     def identity(self, model: Model) -> Mapping[str, Any]:  # noqa: ARG002
-        """What must not be lost, and the network's own code, which no fingerprint of weights tells."""
-        section = self.recipe.model
-        general = self.scene.general
+        """What must not be lost, and the user's own code and files, which no fingerprint of weights tells."""
+        section, task, general = self.recipe.model, self.recipe.task, self.scene.general
+        theirs = [section.use, getattr(task, "use", None)]
         return {
-            "general": None if general is None else [general.name, len(general.examples)],
+            "general": None if general is None else general.fingerprint,
             "network": [section.use, section.arguments],
+            "code": {use: models.source_digest(use) for use in theirs if use},
+            "files": _digests({**section.arguments, **getattr(task, "arguments", {})}),
         }
 
     def measure(self, model: Model, module: nn.Module, *, base: Measured | None) -> Measured:  # noqa: ARG002
@@ -105,7 +108,7 @@ class ValueJob(Job):
     @property
     def scratch(self) -> bool:
         """Whether every parameter is new."""
-        return len(self.model.new) == sum(1 for _ in self.model.module.parameters())
+        return models.is_blank(self.model)
 
     @property
     def fits(self) -> bool:
@@ -121,6 +124,10 @@ class ValueJob(Job):
         rows = [part[i] for part in self.scene.fitted for i in range(len(part))]
         return self.task.calibrate(model.module, rows, derive(self.recipe.train.seed, "calibrate"))
 
+    def fitted_alone(self, module: nn.Module, seconds: float) -> tuple[Baseline, ...]:
+        """The fitted network on the test rows; nothing where nothing is pretrained, and so nothing is tuned."""
+        return () if self.scratch else (value_suite.fitted_alone(self.scene, module, seconds),)
+
     def whole(self, module: nn.Module) -> nn.Module:
         """The network with the rows that were in use put back among the others."""
         if self.original is None or not isinstance(module, models.ScTranslator):
@@ -130,6 +137,12 @@ class ValueJob(Job):
     def facts(self) -> Mapping[str, Any]:
         """The panel that the network was tuned on."""
         return {} if self.panel is None else {"panel": asdict(self.panel)}
+
+
+def _digests(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Content of the files that arguments name."""
+    named = [Path(value) for value in arguments.values() if isinstance(value, str)]
+    return {str(path): sha256(path) for path in named if path.is_file()}
 
 
 def is_new(job: ValueJob) -> bool:
@@ -157,6 +170,8 @@ def prepare_own(recipe: Recipe, section: OwnTask) -> ValueJob:
             faults += error.faults
     if faults:
         raise DataError.of(faults)
+    tasks.rehearse(task, model.module, found["train"], splits.train)
+    _check_targets(task, found)
     test = measured_rows(splits.test, recipe.evaluate.rows, recipe.data.seed)
     scene = value_suite.Scene(
         task=task,
@@ -168,6 +183,22 @@ def prepare_own(recipe: Recipe, section: OwnTask) -> ValueJob:
         seed=recipe.data.seed,
     )
     return _job(recipe, task, splits, found, test, model, scene, splits.notes)
+
+
+def _check_targets(task: ValueTask[Any], found: Mapping[str, Sequence[Any]]) -> None:
+    """Every split must have something measured, and nothing infinite.
+
+    Raises:
+        DataError: If one has not.
+    """
+    for name, examples in found.items():
+        target_BP = tasks.targets(task, examples)
+        if np.isinf(target_BP).any():
+            row = int(np.isinf(target_BP).any(axis=1).argmax())
+            what = "a target is infinite"
+            raise DataError(what, where=examples[row].where, hint="use NaN for what was not measured")
+        if np.isnan(target_BP).all():
+            raise DataError(f"no {name} row has a measured target", where="data", hint="check what `batch` returns")
 
 
 def prepare_cells(recipe: Recipe, section: CellsTask) -> ValueJob:
@@ -184,7 +215,10 @@ def prepare_cells(recipe: Recipe, section: CellsTask) -> ValueJob:
     splits = replace(splits, facts=(*splits.facts, *_known(section, model.module, table)))
     found = {name: task.encode(getattr(splits, name), training=name == "train") for name in SPLITS}
     test = measured_rows(splits.test, recipe.evaluate.rows, recipe.data.seed)
-    general, more = _general(recipe, section, model)
+    kept = _general(recipe, section, model)
+    splits = replace(splits, notes=(*splits.notes, *_retargeted(model.module, task)))
+    general = kept if isinstance(kept, value_suite.General) else None
+    more = [*_seen_before(recipe, splits), *([kept] if isinstance(kept, str) else [])]
     scene = value_suite.Scene(
         task=task,
         test=task.encode(test, training=False),
@@ -222,6 +256,15 @@ def cell_task(section: CellsTask, network: Any, panel: Panel, *, seed: int) -> C
     return CellTask(section, panel, network.reader, Transform(name))
 
 
+def _retargeted(network: Any, task: CellTask) -> list[str]:
+    """Tell the network what it is now taught; a warning where it was taught something else."""
+    before, now = models.usual_transform(network), task.transform.name
+    models.retarget(network, now)
+    if before == now or not models.known_proteins(network, task.panel):
+        return []
+    return [f"the base predicts {before} values, the task learns {now}: its figures before are on another scale"]
+
+
 def _check_export(recipe: Recipe, network: Any) -> None:
     """The original layout must exist, and there must be a whole network to write in it.
 
@@ -244,45 +287,71 @@ def _known(section: CellsTask, network: Any, table: CellTable) -> list[str]:
     Raises:
         DataError: If too few.
     """
+    if isinstance(network, models.ScTranslator):
+        check_ids(table.panel, at_least=section.overlap, where=table.where)
     vocabulary = models.known_genes(network)
     if not vocabulary:
         return []
     return [overlap(table.panel, vocabulary, at_least=section.overlap, where=table.where)]
 
 
-def _general(recipe: Recipe, section: CellsTask, model: Model) -> tuple[value_suite.General | None, list[str]]:
-    """The cells that the base was made for: a file that the recipe names, or the test cells of the base's own run."""
-    told = recipe.evaluate.retention
-    if told == "off" or model.new == tuple(name for name, _ in model.module.named_parameters()):
-        return None, []
-    try:
-        cells, name = _cells_of_file(told, section) if Path(told).suffix in CELL_FILES else _cells_of_run(recipe)
-    except MetierError as error:
-        return None, [f"retention is not measured: {error}"]
-    if cells is None:
+def _general(recipe: Recipe, section: CellsTask, model: Model) -> value_suite.General | str | None:
+    """The cells that the base was made for: those that the recipe names, or the base's own test cells.
+
+    A sentence says why there are none; None where nothing can be lost, or nobody wants to know.
+
+    Raises:
+        MetierError: If the file that the recipe names cannot be read or has no protein that the network knows.
+    """
+    told, known_from_here = recipe.evaluate.retention, _cells_of_base(recipe)
+    if told == "off" or models.is_blank(model):
+        return None
+    if Path(told).suffix in CELL_FILES:
+        table = read_cells(told, columns=without_annotations(recipe.data.columns), organism=section.organism)
+        cells, name = Cells(table, np.arange(len(table))), Path(told).stem
+    elif not told.startswith("neutral"):
+        raise RecipeError(f"{told!r} is no set of cells", where="evaluate.retention", hint="name an h5mu file, or off")
+    elif known_from_here is None:
         hint = "name the cells it was pretrained on with evaluate.retention=FILE.h5mu"
-        return None, [f"retention is not measured: {recipe.model.base} does not say what it was pretrained on; {hint}"]
+        return f"retention is not measured: {recipe.model.base} does not say what it was pretrained on; {hint}"
+    else:
+        cells, name = cells_of(known_from_here.test), "pretraining set"
     known = models.known_proteins(model.module, cells.table.panel)
-    panel = cells.table.panel.only(known)
-    task = cell_task(section, model.module, panel, seed=recipe.train.seed)
+    if not known or not cells.table.measured:
+        raise DataError("has no protein that the network knows", where=told, hint="name another set, or off")
+    # On its own scale, whatever scale the new targets have.
+    own = section.model_copy(update={"transform": "auto"})
+    task = cell_task(own, model.module, cells.table.panel.only(known), seed=recipe.train.seed)
     chosen = measured_rows(cells, MOST_GENERAL, recipe.data.seed)
-    return value_suite.General(name, task, task.encode(chosen, training=False)), []
+    fingerprint = f"{cells.table.fingerprint()} {len(cells)} {recipe.data.seed}"
+    return value_suite.General(name, task, task.encode(chosen, training=False), fingerprint)
 
 
-def _cells_of_file(file: str, section: CellsTask) -> tuple[Cells | None, str]:
-    table = read_cells(file, organism=section.organism)
-    return Cells(table, np.arange(len(table))), Path(file).stem
-
-
-def _cells_of_run(recipe: Recipe) -> tuple[Cells | None, str]:
+def _cells_of_base(recipe: Recipe) -> Splits | None:
+    """The cells of the run that the base comes from, where it is one and its data are still there."""
     run = RunFolder(Path(recipe.model.base).expanduser())
     if not run.resolved.is_file():
-        return None, ""
+        return None
     before = run.recipe()
     if not isinstance(before.task, CellsTask) or not Path(before.data.train).is_file():
-        return None, ""
-    splits = read_splits(before, before.task)
-    return splits.test, "pretraining set"  # type: ignore[return-value]
+        return None
+    return read_splits(before, before.task)
+
+
+def _seen_before(recipe: Recipe, splits: Splits) -> list[str]:
+    """A warning where the base was pretrained on cells that now judge, or is judged on cells that now teach."""
+    before = _cells_of_base(recipe)
+    if before is None:
+        return []
+    pairs = (
+        ("test cells were among those that the base learnt from: its figures flatter it", splits.test, before.train),
+        ("training cells are among those on which forgetting is measured: it looks smaller", splits.train, before.test),
+    )
+    return [
+        f"{number:,} {what}"
+        for what, one, other in pairs
+        if (number := len(same_cells(cells_of(one), cells_of(other))))
+    ]
 
 
 def _job(

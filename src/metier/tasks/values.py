@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metier.core import Batch, DataError, Fault, Loss
+from metier.core import Batch, DataError, Fault, Loss, ModelError
 from metier.tasks.protocol import Shown
 from metier.tasks.scoring import to_device
 
@@ -30,6 +30,8 @@ Content = TypeVar("Content")
 TARGET = "target"
 """Key of the targets in a batch; the other keys are the network's arguments."""
 MOST_FAULTS = 20
+MOST_COST = 8192
+"""Cost of the rows answered at once, in the unit of `train.micro_batch_tokens`."""
 SHOWN_CHARACTERS = 500
 
 
@@ -91,14 +93,13 @@ class ValueTask(ABC, Generic[Content]):
         found: list[Placed[Content]] = []
         faults: list[Fault] = []
         for record in records:
+            row = getattr(record, "values", {})
             try:
-                row = getattr(record, "values", {})
                 found.append(Placed(record.where, row, self.example(row)))
-            except (ValueError, TypeError) as error:
-                faults.append(Fault(record.where, str(error), "correct the row, or leave it out"))
             except KeyError as error:
-                columns = ", ".join(getattr(record, "values", {}))
-                faults.append(Fault(record.where, f"has no column {error}", f"columns here: {columns}"))
+                faults.append(_missing(record.where, row, error))
+            except Exception as error:  # noqa: BLE001 - the user's own code may raise anything
+                faults.append(Fault(record.where, _said(error), "correct the row, or leave it out"))
         if faults:
             raise DataError.of(faults[:MOST_FAULTS])
         return found
@@ -126,11 +127,32 @@ class ValueTask(ABC, Generic[Content]):
         return Shown(example.where, ((f"{row[:SHOWN_CHARACTERS]} -> ", False), (told + more, True)))
 
 
+def _missing(where: str, row: Mapping[str, Any], error: KeyError) -> Fault:
+    """A column that the row lacks, or a key that something of the user's own lacks."""
+    if error.args and error.args[0] in row:
+        return Fault(where, _said(error), "correct the row, or leave it out")
+    return Fault(where, f"has no column {error}", f"columns here: {', '.join(row)}")
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
 def predicted(model: nn.Module, batch: Batch) -> Tensor:
-    """The network's answer to a batch in float32, shape (B, P)."""
-    raw: Tensor = model(**{name: value for name, value in batch.items() if name != TARGET})
-    values = raw.float()
-    return values if values.ndim == 2 else values.reshape(len(values), -1)
+    """The network's answer to a batch in float32, shape (B, P).
+
+    Raises:
+        ModelError: If it is no tensor of that shape: what does not fit must not be stretched until it does.
+    """
+    raw: Any = model(**{name: value for name, value in batch.items() if name != TARGET})
+    wanted = tuple(batch[TARGET].shape)
+    if not isinstance(raw, Tensor) or not raw.is_floating_point():
+        what = f"dtype {raw.dtype}" if isinstance(raw, Tensor) else f"a {type(raw).__name__}"
+        raise ModelError(f"the network answers with {what}", where="model", hint=f"return a float tensor {wanted}")
+    if tuple(raw.shape) not in {wanted, wanted[:1] if wanted[1] == 1 else wanted}:
+        what = f"the network answers with the shape {tuple(raw.shape)}"
+        raise ModelError(what, where="model", hint=f"return (rows, targets), here {wanted}")
+    return raw.float().reshape(wanted)
 
 
 def over_measured(total_BP: Tensor, target_BP: Tensor) -> Loss:
@@ -141,7 +163,7 @@ def over_measured(total_BP: Tensor, target_BP: Tensor) -> Loss:
 
 @torch.inference_mode()
 def predict(task: ValueTask[Any], model: nn.Module, examples: Sequence[Any], *, batch_rows: int = 1024) -> Values:
-    """The network's answers, shape (N, P); rows are grouped by what they cost, which changes nothing."""
+    """The network's answers, shape (N, P), in order; how many rows are answered at once changes nothing."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -165,8 +187,12 @@ def targets(task: ValueTask[Any], examples: Sequence[Any], *, batch_rows: int = 
 
 
 def cuts(task: ValueTask[Any], examples: Sequence[Any], batch_rows: int) -> list[tuple[int, int]]:
-    """Ranges of examples in order, at most `batch_rows` long and at most 8,192 in cost, but always one."""
-    if not examples:
-        return []
-    rows = max(1, min(batch_rows, 8192 // max(1, task.size(examples[0]))))
-    return [(begin, min(begin + rows, len(examples))) for begin in range(0, len(examples), rows)]
+    """Ranges of examples in order, at most `batch_rows` long and at most MOST_COST in cost, but always one."""
+    found, begin, cost = [], 0, 0
+    for place in range(len(examples)):
+        size = task.size(examples[place])
+        if place > begin and (place - begin >= batch_rows or cost + size > MOST_COST):
+            found.append((begin, place))
+            begin, cost = place, 0
+        cost += size
+    return [*found, (begin, len(examples))] if len(examples) else []

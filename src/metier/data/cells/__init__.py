@@ -1,6 +1,6 @@
 """Cells in, tables out: RNA and proteins joined by name and checked whole, split by donor, predictions written back."""
 
-from metier.data.cells.genes import overlap, read_id_table
+from metier.data.cells.genes import check_ids, overlap, read_id_table
 from metier.data.cells.matrix import Rows
 from metier.data.cells.parts import Words
 from metier.data.cells.predictions import PREDICTED, write_predictions
@@ -15,6 +15,7 @@ __all__ = [
     "Transform",
     "TransformName",
     "Words",
+    "check_ids",
     "log_normalise",
     "overlap",
     "rank_rows",

@@ -18,7 +18,7 @@ import numpy as np
 from metier.core import DataError
 from metier.core.panel import Panel
 from metier.data.cells.parts import Frame, Words, words
-from metier.data.faults import Faults, count, listed, nearest
+from metier.data.faults import Faults, count, listed, nearest, refuse
 
 Kind = Literal["Ensembl ids", "Entrez ids", "symbols", "unknown names"]
 Organism = Literal["human", "mouse", "another organism", "unknown"]
@@ -269,10 +269,13 @@ def overlap(
 ) -> str:
     """How many names of a panel a model knows, as a note.
 
+    What counts is the larger of two shares: how much of the panel is known, and how much of what is known is there. So
+    a whole transcriptome does for a network of some thousand genes, and so does a part of them.
+
     Args:
         panel: The table's panel.
         vocabulary: The names that the model knows.
-        at_least: Share of the panel's names that must be among them.
+        at_least: The share that is enough.
         what: Which axis of the panel.
         where: The file, for the message.
 
@@ -282,8 +285,11 @@ def overlap(
     names: tuple[str, ...] = getattr(panel, what)
     known = vocabulary if isinstance(vocabulary, set | frozenset | Mapping) else set(vocabulary)
     lost = [name for name in names if name not in known]
-    share = 1 - len(lost) / max(1, len(names))
-    said = f"{len(names) - len(lost):,} of {len(names):,} {what} ({share:.0%}) are known to the model"
+    there = len(names) - len(lost)
+    share = max(there / max(1, len(names)), there / max(1, len(known)))
+    said = f"{there:,} of {len(names):,} {what} ({there / max(1, len(names)):.0%}) are known to the model"
+    if known and there / len(known) > there / max(1, len(names)):
+        said += f", {there / len(known):.0%} of those that it knows"
     if names and share >= at_least:
         return f"{said}; unknown: {listed(lost, 5)}." if lost else f"{said}."
     hint = f"task.overlap={max(0.0, int(share * 100) / 100)} goes on without the others"
@@ -292,6 +298,26 @@ def overlap(
         where=where,
         hint=f"{_reason(names, known)}; {hint}",
     )
+
+
+def check_ids(panel: Panel, *, at_least: float = LEAST_OVERLAP, where: str = "data") -> None:
+    """Most genes must have an id of the published network, and no two the same.
+
+    Raises:
+        DataError: If not.
+    """
+    ids = [number for number in panel.gene_ids if number]
+    faults = Faults(where)
+    if len(ids) < at_least * len(panel.genes):
+        what = f"{len(ids):,} of {len(panel.genes):,} genes have an id, fewer than {at_least:.0%}"
+        share = int(100 * len(ids) / len(panel.genes)) / 100
+        hint = f"name a table of ids: data.columns={{gene_ids: FILE}}; task.overlap={share} goes on without the others"
+        faults.add("ids", where, what, hint)
+    if again := sorted(number for number, times in Counter(ids).items() if times > 1):
+        twice = [name for name, number in zip(panel.genes, panel.gene_ids, strict=False) if number == again[0]]
+        what = f"{count(len(again), 'id stands', 'ids stand')} for several genes, {again[0]} for {listed(twice, 3)}"
+        faults.add("ids", where, what, "give each gene an id of its own, or 0 to leave it out")
+    refuse(faults)
 
 
 def _reason(names: Sequence[str], known: Collection[str]) -> str:

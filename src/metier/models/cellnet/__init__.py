@@ -11,12 +11,13 @@ remains. Far from those cells the kernel fades and the pretrained answer stays.
 from metier.models.cellnet.calibration import calibrate
 from metier.models.cellnet.files import load, save
 from metier.models.cellnet.network import CellNet, new
-from metier.models.cellnet.panels import CellConfig, CellReader, gene_key, origins, protein_keys
+from metier.models.cellnet.panels import CellConfig, CellReader, TransformName, gene_key, origins, protein_keys
 
 __all__ = [
     "CellConfig",
     "CellNet",
     "CellReader",
+    "TransformName",
     "calibrate",
     "gene_key",
     "load",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from metier.core.panel import Panel
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
+TransformName = Literal["clr", "log1p", "minmax", "none"]
 ALIASES = {
     "B7H1": "CD274",
     "PDL1": "CD274",
@@ -75,6 +76,7 @@ class CellConfig:
         panel_share: Smallest part of the panel that such a batch sees.
         components: Leading components of new cells that the kernel reads beside the state; 0 before `extended`.
         landmarks: Cells that the kernel remembers; 0 before `extended`.
+        transform: How protein counts became what it predicts.
     """
 
     genes: tuple[str, ...]
@@ -88,6 +90,7 @@ class CellConfig:
     panel_share: float = 0.05
     components: int = 0
     landmarks: int = 0
+    transform: TransformName = "clr"
 
     @property
     def all_genes(self) -> tuple[str, ...]:
