@@ -182,12 +182,16 @@ class TestRows:
         before, after = (Measured(values.rows_of(p, measured, names(measured)), ()) for p in (worse, predicted))
         found = {measure.name: measure for measure in suite.compare(before, after, 0.95)}
         assert list(found) == [
-            "pearson_target", "spearman_target", "ccc_target", "rmse_target", "pearson_row", "rmse_row", "cosine", "mse",
+            "pearson_target", "pearson_target_median", "spearman_target", "ccc_target", "rmse_target", "pearson_row",
+            "spearman_row", "ccc_row", "rmse_row", "cosine", "mse",
         ]  # fmt: skip
         assert {measure.verdict for measure in found.values()} == {"better"}
         assert found["mse"].after.value == pytest.approx(values.mse(predicted, measured))
         assert found["pearson_target"].after.n == 7
         assert found["rmse_row"].after.n == 300
+        middle = np.median(values.agreement(predicted, measured).pearson)
+        assert found["pearson_target_median"].after.value == pytest.approx(middle)
+        assert found["pearson_target_median"].after.interval == "bootstrap"
 
     def test_titles_speak_of_what_is_measured(self):
         predicted, measured = table()

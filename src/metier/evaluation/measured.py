@@ -27,8 +27,8 @@ class Rows:
     Attributes:
         title: What a reader calls the metric.
         group: Whether it says what was gained or what was kept.
-        kind: "share" for 0 or 1, "mean", "ratio" for totals over weights, "perplexity" for exp of such a ratio,
-            "whole" for a figure of all rows together, "distance" for a mean that has no value before.
+        kind: "share" for 0 or 1, "mean", "median", "ratio" for totals over weights, "perplexity" for exp of such a
+            ratio, "whole" for a figure of all rows together, "distance" for a mean that has no value before.
         unit: How it is printed.
         higher_is_better: Which way is good.
         values: Totals for ratios, class numbers of the answers for a whole, else the values; shape (rows,).
@@ -37,7 +37,7 @@ class Rows:
 
     title: str
     group: Literal["domain", "retention"]
-    kind: Literal["share", "mean", "ratio", "perplexity", "whole", "distance"]
+    kind: Literal["share", "mean", "median", "ratio", "perplexity", "whole", "distance"]
     unit: Literal["share", "nats", "ratio", "score"]
     higher_is_better: bool
     values: Array

@@ -130,7 +130,7 @@ def _figures(
     task: TextTask[Any], test: Sequence[Record], answers: Sequence[str], section: EvaluateSection
 ) -> tuple[Figure, ...]:
     found = judged(task, test, answers, section)
-    return tuple(Figure(name=name, estimate=_estimate(name, rows, section.confidence)) for name, rows in found.items())
+    return tuple(Figure(name=name, estimate=estimate(name, rows, section.confidence)) for name, rows in found.items())
 
 
 def _loss(task: TextTask[Any], model: nn.Module, test: Sequence[Record], batch_tokens: int) -> dict[str, Rows]:
@@ -182,14 +182,15 @@ def _compare(name: str, old: Rows | None, new: Rows, confidence: float) -> Measu
         group=new.group,
         unit=new.unit,
         higher_is_better=new.higher_is_better,
-        before=None if old is None else _estimate(name, old, confidence),
-        after=_estimate(name, new, confidence),
+        before=None if old is None else estimate(name, old, confidence),
+        after=estimate(name, new, confidence),
         change=change,
         verdict=statistics.verdict(change, higher_is_better=new.higher_is_better),  # type: ignore[arg-type]
     )
 
 
-def _estimate(name: str, rows: Rows, confidence: float) -> Estimate:
+def estimate(name: str, rows: Rows, confidence: float) -> Estimate:
+    """The figure that a metric's values make, with its interval."""
     match rows.kind:
         case "share":
             return statistics.share(rows.values, confidence)
@@ -197,6 +198,8 @@ def _estimate(name: str, rows: Rows, confidence: float) -> Estimate:
             return statistics.ratio(rows.values, rows.weights, confidence, exponential=rows.kind == "perplexity")
         case "whole":
             return statistics.bootstrap(lambda chosen: _whole(name, rows, chosen), len(rows.values), confidence)
+        case "median":
+            return statistics.bootstrap(lambda chosen: _median(rows, chosen), len(rows.values), confidence)
         case "mean" | "distance":
             return statistics.mean(rows.values, confidence)
         case _:
@@ -216,10 +219,18 @@ def _change(name: str, old: Rows, new: Rows, confidence: float) -> Estimate:
             return statistics.bootstrap(
                 lambda chosen: _whole(name, new, chosen) - _whole(name, old, chosen), len(new.values), confidence
             )
+        case "median":
+            return statistics.bootstrap(
+                lambda chosen: _median(new, chosen) - _median(old, chosen), len(new.values), confidence
+            )
         case "mean" | "distance":
             return statistics.mean_change(old.values, new.values, confidence)
         case _:
             assert_never(new.kind)
+
+
+def _median(rows: Rows, chosen: Any) -> float:
+    return float(np.median(rows.values[chosen]))
 
 
 def _whole(name: str, rows: Rows, chosen: Any) -> float:

@@ -14,8 +14,9 @@ import torch
 
 from metier.core.evidence import Answer, Baseline, Breakdown, Figure, Scatter
 from metier.core.rng import derive
-from metier.evaluation import statistics, value_baselines, values
+from metier.evaluation import value_baselines, values
 from metier.evaluation.measured import Measured, Rows
+from metier.evaluation.suite import estimate
 from metier.tasks import predict, targets
 
 if TYPE_CHECKING:
@@ -137,7 +138,9 @@ def fitted_alone(scene: Scene, module: nn.Module, seconds: float) -> Baseline:
 
 def _figures(scene: Scene, predicted_BP: Array, target_BP: Array) -> tuple[Figure, ...]:
     found = values.rows_of(predicted_BP, target_BP, scene.task.names, nouns=scene.nouns)
-    return tuple(Figure(name=name, estimate=_estimate(rows, scene.section.confidence)) for name, rows in found.items())
+    return tuple(
+        Figure(name=name, estimate=estimate(name, rows, scene.section.confidence)) for name, rows in found.items()
+    )
 
 
 def _baselines(scene: Scene, module: nn.Module, target_BP: Array, *, new: bool) -> tuple[Baseline, ...]:
@@ -161,12 +164,6 @@ def _baselines(scene: Scene, module: nn.Module, target_BP: Array, *, new: bool) 
 def _features(task: ValueTask[Any], examples: Sequence[Any]) -> Any:
     found = task.features([getattr(example, "content", example) for example in examples])
     return np.empty((len(examples), 0)) if found is None else found
-
-
-def _estimate(rows: Rows, confidence: float) -> Any:
-    if rows.kind == "ratio":
-        return statistics.ratio(rows.values, rows.weights, confidence)
-    return statistics.mean(rows.values, confidence)
 
 
 def breakdowns(scene: Scene, after: Measured, records: Sequence[Record]) -> tuple[Breakdown, ...]:

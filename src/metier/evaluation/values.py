@@ -7,7 +7,7 @@ NaN in the measured table says that a value was not measured; it is never scored
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -130,12 +130,15 @@ def rows_of(
     similar_B, total_B = _blockwise(_row_totals, predicted_BP, target_BP, "row")
     found = {
         "pearson_target": _mean(f"Pearson {per}", by_target.pearson),
+        "pearson_target_median": _median(f"Median Pearson {per}", by_target.pearson),
         "spearman_target": _mean(f"Spearman {per}", spearman(predicted_BP, target_BP)),
         "ccc_target": _mean(f"Concordance (CCC) {per}", by_target.ccc),
         "rmse_target": _mean(f"RMSE {per}", by_target.rmse, higher_is_better=False),
     }
     if len(names) >= LEAST_VALUES:
         found["pearson_row"] = _mean(f"Pearson {each}", by_row.pearson)
+        found["spearman_row"] = _mean(f"Spearman {each}", spearman(predicted_BP, target_BP, by="row"))
+        found["ccc_row"] = _mean(f"Concordance (CCC) {each}", by_row.ccc)
     found["rmse_row"] = _mean(f"RMSE {each}", by_row.rmse, higher_is_better=False)
     found["cosine"] = _mean(f"Cosine similarity {each}", similar_B)
     counted = by_row.n > 0
@@ -200,6 +203,10 @@ def scatter_sample(
 def _mean(title: str, values_K: Array, *, higher_is_better: bool = True) -> Rows:
     defined = values_K[~np.isnan(values_K)]
     return Rows(title, "domain", "mean", "score", higher_is_better, defined, np.ones(len(defined)))
+
+
+def _median(title: str, values_K: Array) -> Rows:
+    return replace(_mean(title, values_K), kind="median")
 
 
 def _by_target(

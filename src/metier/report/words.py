@@ -435,6 +435,7 @@ MEASURES_ZH: Mapping[str, str] = {
 
 VALUE_MEASURES_ZH: Mapping[str, str] = {
     "Pearson": "Pearson 相关",
+    "Median Pearson": "Pearson 相关中位数",
     "Spearman": "Spearman 相关",
     "Concordance (CCC)": "一致性相关 CCC",
     "RMSE": "均方根误差 RMSE",
@@ -485,10 +486,8 @@ BASELINES_ZH: Mapping[str, tuple[str, str]] = {
     "frozen_linear": ("冻结编码器上的线性模型", "在未微调编码器的嵌入上做逻辑回归"),
     "base_among": ("基座模型在已知答案中选择", "未微调的模型贪心解码，只允许训练行中出现过的答案"),
     "mean_profile": ("平均谱", "对每一行都给出各目标在训练行中的平均值"),
-    "calibrated": (
-        "仅校准的预训练模型",
-        "未微调模型自己的预测，每个目标在训练行上拟合一个斜率和一个偏移",
-    ),
+    "calibrated": ("仅校准的预训练模型", "未微调模型自己的预测，每个目标在训练行上拟合一个斜率和一个偏移"),
+    "fitted": ("闭式拟合", "预训练网络，仅以闭式方法在训练行上拟合输出层，未作任何一步微调"),
     "ridge": ("岭回归", "特征上的线性模型，惩罚强度由交叉验证选定"),
     "pls": ("偏最小二乘", "经过少数几个成分的线性模型，成分数由交叉验证选定"),
     "kernel_ridge": ("核岭回归", "特征主方向上的平滑模型，宽度（gamma）和惩罚强度由交叉验证选定"),
