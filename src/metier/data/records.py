@@ -92,17 +92,20 @@ class Cell:
     Attributes:
         table: Where it stands.
         row: Its place there.
-        extras: Its donor, type and their like.
     """
 
     table: CellTable
     row: int
-    extras: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
 
     @property
     def where(self) -> str:
         """File and name of the cell."""
         return f"{self.table.where}:{self.table.names[self.row]}"
+
+    @property
+    def extras(self) -> Mapping[str, Any]:
+        """Its donor, type and their like."""
+        return {name: str(values[self.row]) for name, values in self.table.obs.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +130,7 @@ class Cells(Sequence[Cell]):
     def __getitem__(self, place: int | slice) -> Cell | Cells:
         if isinstance(place, slice):
             return Cells(self.table, self.rows[place])
-        row = int(self.rows[place])
-        return Cell(self.table, row, {name: str(values[row]) for name, values in self.table.obs.items()})
+        return Cell(self.table, int(self.rows[place]))
 
 
 Record = Conversation | Completion | Document | Labelled | Columns | Cell

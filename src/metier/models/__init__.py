@@ -4,7 +4,7 @@ from metier.models.configuration import describe, describe_head
 from metier.models.identity import fingerprint
 from metier.models.loading import load, load_tokenizer
 from metier.models.model import Head, Lineage, Model
-from metier.models.own import called, changed, fill, in_their_code, read_weights, source_digest, write_tensors
+from metier.models.own import called, changed, fill, in_their_code, read_weights, source_digest
 from metier.models.plain import (
     NEW_CELLS,
     is_blank,
@@ -18,6 +18,7 @@ from metier.models.plain import (
 from metier.models.saving import save, save_tokenizer, tokenizer_of
 from metier.models.sctranslator import ScTranslator, export_original
 from metier.models.shape import LinearShape, Shape
+from metier.models.tensors import write_tensors
 
 __all__ = [
     "NEW_CELLS",

@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 from metier.core import Fault, MetierError, ModelError, RecipeError, log
-from metier.core.files import sha256, storage_error, write_json
+from metier.core.files import sha256, write_json
 from metier.models import pickled
+from metier.models.tensors import write_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -194,23 +195,6 @@ def changed(before: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor
     """The tensors of the network that are no longer what they were."""
     now = module.state_dict()
     return {name: tensor for name, tensor in now.items() if not torch.equal(tensor, before[name])}
-
-
-def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors to a safetensors file.
-
-    Raises:
-        StorageError: If the disk is full or the folder cannot be written.
-    """
-    from safetensors.torch import save_file
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    except SafetensorError as error:
-        raise storage_error(path, OSError(str(error))) from error
-    except OSError as error:
-        raise storage_error(path, error) from error
 
 
 def save(module: nn.Module, folder: Path, section: ModelSection | None) -> None:

@@ -173,15 +173,7 @@ def prepare_own(recipe: Recipe, section: OwnTask) -> ValueJob:
     tasks.rehearse(task, model.module, found["train"], splits.train)
     _check_targets(task, found)
     test = measured_rows(splits.test, recipe.evaluate.rows, recipe.data.seed)
-    scene = value_suite.Scene(
-        task=task,
-        test=task.encode(test, training=False),
-        fitted=fitted_rows(found),
-        section=recipe.evaluate,
-        nouns=("target", "row"),
-        general=None,
-        seed=recipe.data.seed,
-    )
+    scene = _scene(recipe, task, found, test, ("target", "row"), None)
     return _job(recipe, task, splits, found, test, model, scene, splits.notes)
 
 
@@ -219,15 +211,7 @@ def prepare_cells(recipe: Recipe, section: CellsTask) -> ValueJob:
     splits = replace(splits, notes=(*splits.notes, *_retargeted(model.module, task)))
     general = kept if isinstance(kept, value_suite.General) else None
     more = [*_seen_before(recipe, splits), *([kept] if isinstance(kept, str) else [])]
-    scene = value_suite.Scene(
-        task=task,
-        test=task.encode(test, training=False),
-        fitted=fitted_rows(found),
-        section=recipe.evaluate,
-        nouns=("protein", "cell"),
-        general=general,
-        seed=recipe.data.seed,
-    )
+    scene = _scene(recipe, task, found, test, ("protein", "cell"), general)
     job = _job(recipe, task, splits, found, test, model, scene, [*splits.notes, *more], table.panel)
     return _in_use(job) if isinstance(recipe.method, FullMethod) else job
 
@@ -352,6 +336,25 @@ def _seen_before(recipe: Recipe, splits: Splits) -> list[str]:
         for what, one, other in pairs
         if (number := len(same_cells(cells_of(one), cells_of(other))))
     ]
+
+
+def _scene(
+    recipe: Recipe,
+    task: ValueTask[Any],
+    found: Mapping[str, Sequence[Any]],
+    test: Sequence[Record],
+    nouns: tuple[str, str],
+    general: value_suite.General | None,
+) -> value_suite.Scene:
+    return value_suite.Scene(
+        task=task,
+        test=task.encode(test, training=False),
+        fitted=fitted_rows(found),
+        section=recipe.evaluate,
+        nouns=nouns,
+        general=general,
+        seed=recipe.data.seed,
+    )
 
 
 def _job(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -63,44 +63,6 @@ class CellReader(Protocol):
     def inputs(self, counts: Any) -> dict[str, Tensor]:
         """The network's arguments for a sparse table of counts, shape (B, G)."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedCells(Sequence["EncodedCell"]):
-    """Cells of one table; nothing is read before a batch is cut.
-
-    Attributes:
-        table: Where they stand.
-        rows: Their places in it.
-    """
-
-    table: CellTable
-    rows: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @overload
-    def __getitem__(self, place: int) -> EncodedCell: ...
-    @overload
-    def __getitem__(self, place: slice) -> EncodedCells: ...
-    def __getitem__(self, place: int | slice) -> EncodedCell | EncodedCells:
-        if isinstance(place, slice):
-            return EncodedCells(self.table, self.rows[place])
-        return EncodedCell(self.table, int(self.rows[place]))
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedCell:
-    """One cell, by its place."""
-
-    table: CellTable
-    row: int
-
-    @property
-    def where(self) -> str:
-        """File and name of the cell."""
-        return f"{self.table.where}:{self.table.names[self.row]}"
 
 
 class CellTask(ValueTask[Any]):
@@ -161,20 +123,16 @@ class CellTask(ValueTask[Any]):
         counts_BP[:, columns_P < 0] = np.nan
         return torch.from_numpy(self.transform.apply(counts_BP))
 
-    def encode(self, records: Sequence[Record], *, training: bool) -> EncodedCells:  # noqa: ARG002
-        """Point at the cells.
+    def encode(self, records: Sequence[Record], *, training: bool) -> Cells:  # noqa: ARG002
+        """The cells themselves: nothing is read before a batch is cut.
 
         Raises:
             DataError: If they are no cells of one table.
             ModelError: If the network cannot read the table.
         """
-        if isinstance(records, Cells):
-            self.bound(records.table)
-            return EncodedCells(records.table, records.rows)
-        cells = [record for record in records if isinstance(record, Cell)]
-        if not cells or len(cells) < len(records) or len({id(cell.table) for cell in cells}) > 1:
-            raise DataError("these are no cells of one table", where="data", hint="name an h5mu or h5ad file")
-        return EncodedCells(cells[0].table, np.array([cell.row for cell in cells]))
+        found = records if isinstance(records, Cells) else _of_one_table(records)
+        self.bound(found.table)
+        return found
 
     def size(self, example: Any) -> int:
         """What the network pays for a cell."""
@@ -225,7 +183,7 @@ class CellTask(ValueTask[Any]):
         finally:
             module.to(device)
 
-    def show(self, example: EncodedCell) -> Shown:
+    def show(self, example: Cell) -> Shown:
         """The most expressed genes, and the proteins as what is learnt."""
         rows = np.array([example.row])
         counts_G = example.table.rna(rows).toarray()[0]
@@ -238,6 +196,13 @@ class CellTask(ValueTask[Any]):
         return Shown(
             example.where, ((f"{found} of {len(counts_G)} genes: {genes} ... -> ", False), (proteins + more, True))
         )
+
+
+def _of_one_table(records: Sequence[Record]) -> Cells:
+    cells = [record for record in records if isinstance(record, Cell)]
+    if not cells or len(cells) < len(records) or len({id(cell.table) for cell in cells}) > 1:
+        raise DataError("these are no cells of one table", where="data", hint="name an h5mu or h5ad file")
+    return Cells(cells[0].table, np.array([cell.row for cell in cells]))
 
 
 def likeness(found_BP: Tensor, wanted_BP: Tensor, keep_BP: Tensor, *, centred: bool) -> Tensor:

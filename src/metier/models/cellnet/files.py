@@ -9,9 +9,10 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from metier.core import Fault, ModelError
-from metier.core.files import storage_error, write_json
+from metier.core.files import write_json
 from metier.models.cellnet.network import CellNet
 from metier.models.cellnet.panels import CellConfig
+from metier.models.tensors import write_tensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -22,15 +23,7 @@ def save(network: CellNet, folder: Path) -> None:
     Raises:
         StorageError: If the disk is full or the folder cannot be written.
     """
-    from safetensors.torch import save_file
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, folder / WEIGHTS)
-    except SafetensorError as error:
-        raise storage_error(folder, OSError(str(error))) from error
-    except OSError as error:
-        raise storage_error(folder, error) from error
+    write_tensors(network.state_dict(), folder / WEIGHTS)
     write_json(folder / CONFIG, {"architectures": ["CellNet"], **asdict(network.config)})
 
 

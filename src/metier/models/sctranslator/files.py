@@ -17,6 +17,7 @@ from metier.core.files import storage_error, write_json
 from metier.models import pickled
 from metier.models.sctranslator.network import Rows, ScTranslator
 from metier.models.sctranslator.shape import Shape
+from metier.models.tensors import write_tensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 # The original layout: (pattern there, name here); `\1` is the number of a block.
@@ -142,16 +143,8 @@ def save(network: ScTranslator, folder: Path) -> None:
         ModelError: If the network is restricted to some ids.
         StorageError: If the disk is full or the folder cannot be written.
     """
-    from safetensors.torch import save_file
-
     _check_whole(network)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, folder / WEIGHTS)
-    except SafetensorError as error:
-        raise storage_error(folder, OSError(str(error))) from error
-    except OSError as error:
-        raise storage_error(folder, error) from error
+    write_tensors(network.state_dict(), folder / WEIGHTS)
     config = {"dropout": network.bridge.dropout.p, "redraw_interval": network.redraw_interval, "seed": network.seed}
     write_json(folder / CONFIG, {"architectures": ["ScTranslator"], **asdict(network.shape), **config})
 
