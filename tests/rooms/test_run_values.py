@@ -443,6 +443,7 @@ class TestOwn:
             ({"model": {"base": "new", "use": "own_sums:Net", "arguments": {"depth": 1}}}, "it takes"),
             ({"model": {"base": "new", "use": "own_sums:Sums"}}, "made no torch.nn.Module"),
             ({"model": {"base": "new"}}, "needs a network of your own"),
+            ({"evaluate": {"retention": "foo"}}, "may lose is not measured"),
         ],
     )
     def test_what_cannot_be_used_is_told(self, place, sections, words):

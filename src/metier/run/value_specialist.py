@@ -166,11 +166,13 @@ class CellSpecialist(Specialist):
         note(cells.overlap(table.panel, set(known), at_least=at_least, where=table.where))
 
     def _blocks(self, table: CellTable) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        task = self.task
-        for begin in range(0, len(table.names), CELLS_AT_ONCE):
-            rows = np.arange(begin, min(begin + CELLS_AT_ONCE, len(table.names)))
-            encoded = task.encode(Cells(table, rows), training=False)
-            yield rows, tasks.predict(task, self.module, encoded).astype(np.float32)
+        try:
+            for begin in range(0, len(table), CELLS_AT_ONCE):
+                rows = np.arange(begin, min(begin + CELLS_AT_ONCE, len(table)))
+                encoded = self.task.encode(Cells(table, rows), training=False)
+                yield rows, tasks.predict(self.task, self.module, encoded).astype(np.float32)
+        finally:
+            self.task.forget(table)
 
 
 def _measured(specialist: Specialist, task: ValueTask[Any], test: Any, nouns: tuple[str, str]) -> tuple[Measure, ...]:

@@ -112,8 +112,8 @@ class ValueJob(Job):
 
     @property
     def fits(self) -> bool:
-        """The networks are small, and some have a closed form."""
-        return True
+        """Whether the network may have a closed form; scTranslator, which is large, has none."""
+        return not isinstance(self.model.module, models.ScTranslator)
 
     def calibrate(self, model: Model) -> tuple[str, ...]:
         """Fit the output layer in closed form, where task and network offer it.
@@ -158,6 +158,9 @@ def prepare_own(recipe: Recipe, section: OwnTask) -> ValueJob:
     Raises:
         MetierError: With every fault that was found.
     """
+    if recipe.evaluate.retention != "off" and not recipe.evaluate.retention.startswith("neutral"):
+        what = "what a network of your own may lose is not measured"
+        raise RecipeError(what, where="evaluate.retention", hint="leave it out; evaluate the run on a file of its own")
     task = tasks.build_own(section)
     splits = data.read(recipe.data, accepts=data.formats_for("own"))
     model = models.load_own(recipe.model, recipe.train.seed)

@@ -110,6 +110,10 @@ class CellTask(ValueTask[Any]):
             found = self._bound[id(table)] = _Bound(table, self._make_reader(panel), columns_P)
         return found
 
+    def forget(self, table: CellTable) -> None:
+        """Let go of a table that will not be asked for again."""
+        self._bound.pop(id(table), None)
+
     def ids(self) -> list[frozenset[int]]:
         """The published ids that the tables met so far use, where the network reads by id."""
         return [getattr(bound.reader, "ids", frozenset()) for bound in self._bound.values()]
