@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metier import planning
-from metier.core import log
+from metier.core import DataError, Fault, log
 from metier.core.rng import derive
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from metier.planning import Plan
     from metier.recipe import Recipe
     from metier.tasks import Shown, Task
+
+
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,24 @@ def measured_rows(test: Sequence[Record], most: int | None, seed: int) -> tuple[
         return tuple(test)
     chosen = random.Random(derive(seed, "measured")).sample(range(len(test)), most)  # noqa: S311
     return tuple(test[i] for i in sorted(chosen))
+
+
+def encode_splits(task: Task[Any], splits: Splits) -> dict[str, Sequence[Any]]:
+    """Encode all splits, so that a row that cannot be learnt or measured is found now.
+
+    Raises:
+        DataError: With the faults of every split together.
+    """
+    found: dict[str, Sequence[Any]] = {}
+    faults: list[Fault] = []
+    for name in SPLITS:
+        try:
+            found[name] = task.encode(getattr(splits, name), training=name == "train")
+        except DataError as error:
+            faults += error.faults
+    if faults:
+        raise DataError.of(faults)
+    return found
 
 
 def choose_device(recipe: Recipe) -> torch.device:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metier import data
 from metier.core import RecipeError
 from metier.recipe import Recipe
+from metier.run.job import measured_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from metier.core.evidence import Measure
+    from metier.data.records import Record
     from metier.models import Model
     from metier.tasks import Task
 
@@ -50,6 +53,13 @@ class Specialist(ABC):
     @abstractmethod
     def evaluate(self, file: str | None = None) -> tuple[Measure, ...]:
         """The domain figures on the run's test rows, or on those of another file."""
+
+    def _rows(self, file: str | None) -> Sequence[Record]:
+        """The run's test rows that are measured, or all rows of another file in the same format."""
+        recipe = self.recipe
+        section = recipe.data.model_copy(update={"test": file, "overlap": "allow"}) if file else recipe.data
+        splits = data.read(section, accepts=data.formats_for(recipe.task.kind))
+        return splits.test if file else measured_rows(splits.test, recipe.evaluate.rows, recipe.data.seed)
 
     def chat(
         self,

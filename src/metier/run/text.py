@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metier import data, evaluation, models, planning, tasks
-from metier.core import DataError, Fault, RecipeError
+from metier.core import DataError, RecipeError
 from metier.core.files import sha256
 from metier.data.records import Labelled, Splits
 from metier.recipe import ChatTask, ClassifyTask, Recipe
-from metier.run.job import Job, measured_rows
+from metier.run.job import Job, encode_splits, measured_rows
 from metier.training import batches
 
 if TYPE_CHECKING:
@@ -161,16 +161,8 @@ def class_labels(recipe: Recipe, splits: Splits) -> tuple[str, ...]:
 
 
 def _encode(task: TextTask[Any], splits: Splits) -> tuple[Sequence[Any], Sequence[Any]]:
-    """Encode all splits, so that a row that cannot be learnt or measured is found now, all faults together."""
-    faults: list[Fault] = []
-    found: dict[str, Sequence[Any]] = {}
-    for name, rows in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
-        try:
-            found[name] = task.encode(rows, training=name == "train")
-        except DataError as error:
-            faults += error.faults
-    if faults:
-        raise DataError.of(faults)
+    """Encode all splits; each must keep something to learn."""
+    found = encode_splits(task, splits)
     for name, examples in found.items():
         if not examples:
             raise DataError(

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from metier import data, evaluation, models
+from metier import evaluation, models
 from metier.core import DataError
 from metier.data.records import Completion, Conversation, Labelled, Message, Record
-from metier.run.job import measured_rows
 from metier.run.specialist import Specialist
 from metier.tasks import Answering
 
@@ -48,10 +47,7 @@ class TextSpecialist(Specialist):
 
     def evaluate(self, file: str | None = None) -> tuple[Measure, ...]:
         """The domain figures on the run's test rows, or on the rows of another file in the same format."""
-        recipe = self.recipe
-        section = recipe.data.model_copy(update={"test": file, "overlap": "allow"}) if file else recipe.data
-        splits = data.read(section, accepts=data.formats_for(recipe.task.kind))
-        test = splits.test if file else measured_rows(splits.test, recipe.evaluate.rows, recipe.data.seed)
+        test, recipe = self._rows(file), self.recipe
         settings = recipe.evaluate.model_copy(update={"baselines": False})
         measured = evaluation.measure(
             self.task, self.module, models.tokenizer_of(self.model), test, settings, (), base=None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metier import data, evaluation, models, tasks, training
+from metier import evaluation, models, tasks, training
 from metier.core import RecipeError
 from metier.core.log import note
 from metier.core.panel import Panel
@@ -65,11 +65,7 @@ class OwnSpecialist(Specialist):
 
     def evaluate(self, file: str | None = None) -> tuple[Measure, ...]:
         """The figures on the run's test rows, or on those of another file."""
-        recipe = self.recipe
-        section = recipe.data.model_copy(update={"test": file, "overlap": "allow"}) if file else recipe.data
-        splits = data.read(section, accepts=data.formats_for("own"))
-        test = splits.test if file else measured_rows(splits.test, recipe.evaluate.rows, recipe.data.seed)
-        return _measured(self, self.task, test, ("target", "row"))
+        return _measured(self, self.task, self._rows(file), ("target", "row"))
 
 
 @dataclass(frozen=True)

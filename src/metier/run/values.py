@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from metier import data, models, planning, tasks
-from metier.core import DataError, Fault, RecipeError
+from metier.core import DataError, RecipeError
 from metier.core.files import sha256
 from metier.core.panel import Panel
 from metier.core.rng import derive
@@ -19,7 +19,7 @@ from metier.evaluation import value_suite
 from metier.recipe import CellsTask, FullMethod, LoRAMethod
 from metier.run.cell_data import cells_of, read_splits, same_cells, without_annotations
 from metier.run.folder import RunFolder
-from metier.run.job import Job, measured_rows
+from metier.run.job import SPLITS, Job, encode_splits, measured_rows
 from metier.tasks.cells import CellTask
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from metier.tasks import ValueTask
 
 CELL_FILES = (".h5mu", ".h5ad")
-SPLITS = ("train", "validation", "test")
 MOST_GENERAL = 1000
 """Cells of the pretraining set on which forgetting is measured; more would only narrow the interval. Judgement."""
 
@@ -164,15 +163,7 @@ def prepare_own(recipe: Recipe, section: OwnTask) -> ValueJob:
     task = tasks.build_own(section)
     splits = data.read(recipe.data, accepts=data.formats_for("own"))
     model = models.load_own(recipe.model, recipe.train.seed)
-    found: dict[str, Sequence[Any]] = {}
-    faults: list[Fault] = []
-    for name in SPLITS:
-        try:
-            found[name] = task.encode(getattr(splits, name), training=name == "train")
-        except DataError as error:
-            faults += error.faults
-    if faults:
-        raise DataError.of(faults)
+    found = encode_splits(task, splits)
     tasks.rehearse(task, model.module, found["train"], splits.train)
     _check_targets(task, found)
     test = measured_rows(splits.test, recipe.evaluate.rows, recipe.data.seed)

@@ -91,7 +91,7 @@ class CellTask(ValueTask[Any]):
 
     def batch(self, contents: Sequence[Any]) -> tuple[Mapping[str, Tensor], Tensor]:
         """The arguments and targets of cells of one table."""
-        table, rows = contents[0].table, np.fromiter((cell.row for cell in contents), np.int64, len(contents))
+        table, rows = _table_and_rows(contents)
         return self.bound(table).reader.inputs(table.rna(rows)), self.targets_of(table, rows)
 
     def collate(self, examples: Sequence[Any]) -> Batch:
@@ -162,7 +162,7 @@ class CellTask(ValueTask[Any]):
 
     def features(self, contents: Sequence[Any]) -> Any:
         """Log-normalised RNA of the genes that the task was bound to, shape (B, G), sparse."""
-        table, rows = contents[0].table, np.fromiter((cell.row for cell in contents), np.int64, len(contents))
+        table, rows = _table_and_rows(contents)
         return log_normalise(table.rna(rows))
 
     def groups(self, records: Sequence[Record]) -> Mapping[str, NDArray[np.str_]]:
@@ -200,6 +200,10 @@ class CellTask(ValueTask[Any]):
         return Shown(
             example.where, ((f"{found} of {len(counts_G)} genes: {genes} ... -> ", False), (proteins + more, True))
         )
+
+
+def _table_and_rows(cells: Sequence[Any]) -> tuple[CellTable, NDArray[np.int64]]:
+    return cells[0].table, np.fromiter((cell.row for cell in cells), np.int64, len(cells))
 
 
 def _of_one_table(records: Sequence[Record]) -> Cells:
