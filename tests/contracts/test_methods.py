@@ -89,10 +89,13 @@ def adapted(found, method):
 
 def logits(found, module):
     """What the network answers to the batch, in evaluation mode."""
-    more = {"decoder_input_ids": found.batch["ids"]} if found.head == "seq2seq" else {}
-    mask = found.batch.get("mask", torch.ones_like(found.batch["ids"]))
+    given = {name: found.batch[name] for name in ("input_ids", "attention_mask") if name in found.batch}
+    if found.head == "seq2seq":
+        given = {"input_ids": found.batch["ids"], "attention_mask": found.batch["mask"]}
+        given["decoder_input_ids"] = found.batch["ids"]
+    given.setdefault("attention_mask", torch.ones_like(given["input_ids"]))
     with torch.inference_mode():
-        return module.eval()(input_ids=found.batch["ids"], attention_mask=mask, **more).logits.clone()
+        return module.eval()(**given).logits.clone()
 
 
 def step(found, module, steps=2):

@@ -24,6 +24,7 @@ from metier import models
 from metier.adapt import adapt
 from metier.core import DivergedError, InterruptedRunError, StorageError
 from metier.data.records import Completion
+from metier.models import lean
 from metier.recipe import (
     Adam,
     AdamW,
@@ -37,7 +38,7 @@ from metier.recipe import (
     Step,
     TrainSection,
 )
-from metier.tasks import build, score
+from metier.tasks import build, cutting, score
 from metier.training import (
     Places,
     batches,
@@ -242,43 +243,38 @@ def test_precision_is_chosen_by_device():
 SIZES = st.lists(st.integers(1, 900), min_size=1, max_size=60)
 
 
-def all_steps(sizes, section, **words):
-    return list(batches.steps(sizes, section, **words))
+def all_steps(count, section, **words):
+    return list(batches.steps(count, section, **words))
 
 
 @settings(deadline=None)
-@given(SIZES, st.integers(1, 20), st.integers(16, 2000), st.integers(0, 5))
-def test_every_epoch_sees_every_row_once(sizes, batch_size, most, seed):
-    section = TrainSection(batch_size=batch_size, micro_batch_tokens=most, seed=seed)
-    per_epoch = section.steps_per_epoch(len(sizes))
-    found = all_steps(sizes, section, last=2 * per_epoch)
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 5))
+def test_every_epoch_sees_every_row_once(count, batch_size, seed):
+    section = TrainSection(batch_size=batch_size, seed=seed)
+    per_epoch = section.steps_per_epoch(count)
+    found = all_steps(count, section, last=2 * per_epoch)
     for epoch in range(2):
         steps = found[epoch * per_epoch : (epoch + 1) * per_epoch]
-        assert sorted(i for step in steps for group in step.micro_batches for i in group) == list(range(len(sizes)))
-        assert all(1 <= sum(map(len, step.micro_batches)) <= batch_size for step in steps)
+        assert sorted(i for step in steps for i in step.rows) == list(range(count))
+        assert all(1 <= len(step.rows) <= batch_size for step in steps)
     assert [step.number for step in found] == list(range(1, 2 * per_epoch + 1))
     assert found[per_epoch - 1].epoch == 1.0
 
 
 @settings(deadline=None)
-@given(SIZES, st.integers(1, 20), st.integers(1, 40))
-def test_going_on_from_a_step_gives_the_steps_that_were_left(sizes, batch_size, first):
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 40))
+def test_going_on_from_a_step_gives_the_steps_that_were_left(count, batch_size, first):
     section = TrainSection(batch_size=batch_size)
-    whole = all_steps(sizes, section, last=40)
-    assert all_steps(sizes, section, first=first, last=40) == whole[first - 1 :]
+    whole = all_steps(count, section, last=40)
+    assert all_steps(count, section, first=first, last=40) == whole[first - 1 :]
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
-    sizes = [5] * 50
     section = TrainSection(batch_size=50)
-    one, two = all_steps(sizes, section, last=2)
-    assert all_steps(sizes, section, last=2) == [one, two]
+    one, two = all_steps(50, section, last=2)
+    assert all_steps(50, section, last=2) == [one, two]
     orders = [
-        [
-            i
-            for step in all_steps(sizes, TrainSection(batch_size=1, seed=seed), last=100)
-            for (i,) in [step.micro_batches[0]]
-        ]
+        [i for step in all_steps(50, TrainSection(batch_size=1, seed=seed), last=100) for i in step.rows]
         for seed in (0, 1)
     ]
     assert len({tuple(order[start : start + 50]) for order in orders for start in (0, 50)}) == 4
@@ -286,8 +282,8 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 
 @settings(deadline=None)
 @given(SIZES, st.integers(16, 3000))
-def test_a_cut_keeps_within_its_tokens(sizes, most):
-    groups = batches.cut(range(len(sizes)), sizes, most)
+def test_a_padded_cut_keeps_within_its_tokens(sizes, most):
+    groups = cutting.by_length(sizes, most)
     assert sorted(i for group in groups for i in group) == list(range(len(sizes)))
     for group in groups:
         padded = len(group) * max(sizes[i] for i in group)
@@ -296,17 +292,41 @@ def test_a_cut_keeps_within_its_tokens(sizes, most):
 
 @settings(deadline=None)
 @given(SIZES)
-def test_a_large_micro_batch_is_not_mostly_padding(sizes):
-    for group in batches.cut(range(len(sizes)), sizes, 100_000):
+def test_a_large_padded_cut_is_not_mostly_padding(sizes):
+    for group in cutting.by_length(sizes, 100_000):
         real, longest = sum(sizes[i] for i in group), max(sizes[i] for i in group)
         # Whatever joined after enough real tokens were there kept the padding low.
-        joined = [i for n, i in enumerate(group) if sum(sizes[j] for j in group[:n]) >= batches.SMALLEST_CUT_TOKENS]
+        joined = [i for n, i in enumerate(group) if sum(sizes[j] for j in group[:n]) >= cutting.SMALLEST_CUT_TOKENS]
         if joined:
-            assert 1 - real / (len(group) * longest) <= batches.MOST_PADDING + 1e-9
+            assert 1 - real / (len(group) * longest) <= cutting.MOST_PADDING + 1e-9
+
+
+@settings(deadline=None)
+@given(SIZES, st.integers(16, 3000))
+def test_a_best_fit_keeps_within_its_tokens_and_wastes_little(sizes, most):
+    groups = cutting.best_fit(sizes, most)
+    assert sorted(i for group in groups for i in group) == list(range(len(sizes)))
+    totals = [sum(sizes[i] for i in group) for group in groups]
+    assert all(total <= most or len(group) == 1 for total, group in zip(totals, groups, strict=True))
+    # No two packs would fit into one.
+    assert all(a + b > most for n, a in enumerate(totals) for b in totals[n + 1 :])
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(2, 90)), min_size=1, max_size=40), st.integers(60, 600))
+def test_rows_that_begin_alike_are_cut_together_and_keep_within_the_tokens(rows, most):
+    beginnings = [[], list(range(20)), list(range(20)) + [7] * 30, [5] * 40]
+    ids = [beginnings[kind] + [100 + place] * own for place, (kind, own) in enumerate(rows)]
+    shareable = [len(row) - 2 for row in ids]
+    groups = cutting.by_beginning(ids, shareable, most)
+    assert sorted(i for group in groups for i in group) == list(range(len(ids)))
+    for group in groups:
+        packed = lean.lay([ids[i] for i in group], [shareable[i] for i in group])
+        assert packed.pack.tokens <= max(most, *(len(ids[i]) for i in group))
 
 
 def test_nothing_is_cut_into_nothing():
-    assert batches.cut([], [], 100) == ()
+    assert cutting.by_length([], 100) == cutting.best_fit([], 100) == cutting.by_beginning([], [], 100) == ()
 
 
 # ------------------------------------------------------------------------------------------------ checkpoints

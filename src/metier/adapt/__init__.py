@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from metier.adapt import freeze, full, lora
 from metier.adapt.adapted import Adapted
+from metier.adapt.lean import lean
 from metier.adapt.lora import load_adapter, merged, save_adapter, shape_of_linears
 from metier.models.structure import output_layer
 from metier.recipe import FreezeMethod, FullMethod, LoRAMethod
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Adapted",
     "adapt",
+    "lean",
     "load_adapter",
     "merged",
     "output_layer",

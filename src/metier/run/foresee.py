@@ -64,26 +64,25 @@ def _stepper(job: Job, device: Any) -> Callable[[int], Sample]:
         learning_rate=learning_rate(job)[0],
         adapters=isinstance(recipe.method, LoRAMethod),
     )
-    longest_first = sorted(job.train, key=job.task.size, reverse=True)
+    task = job.task.suited(adapted.module)
+    longest_first = sorted(job.train, key=task.size, reverse=True)
 
     def step(tokens: int) -> Sample:
-        longest = job.task.size(longest_first[0])
-        rows = max(1, tokens // longest)
-        batch = job.task.collate(longest_first[:rows])
+        rows = longest_first[: max(1, tokens // task.size(longest_first[0]))]
+        batch = task.collate(rows)
         meter = Meter()
         adapted.module.train()
         began = time.perf_counter()
-        with meter.phase("probe"):
+        with meter.phase("probe"), adapt.lean(adapted.module):
             training.train_step(
                 adapted.module,
-                job.task,
+                task,
                 [batch],
                 optimizer,
                 precision=precision,
                 max_grad_norm=recipe.train.max_grad_norm,
             )
         seconds = time.perf_counter() - began
-        read = min(rows, len(longest_first)) * longest
-        return planning.Sample(tokens=read, peak_bytes=meter.phases[0].peak_memory_bytes, seconds=seconds)
+        return planning.Sample(tokens=task.read(rows), peak_bytes=meter.phases[0].peak_memory_bytes, seconds=seconds)
 
     return step

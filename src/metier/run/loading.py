@@ -50,7 +50,7 @@ def load(folder: str | Path, *, device: str = "auto") -> Specialist:
         case ChatTask() | CompleteTask() | ClassifyTask():
             model, told = _text(recipe, recipe.task, section, facts)
             module = _adapted(run, recipe, model, facts).to(place).eval()
-            return TextSpecialist(recipe, run.path, model, module, told)
+            return TextSpecialist(recipe, run.path, model, module, told.suited(module))
         case _:
             assert_never(recipe.task)
 
@@ -107,4 +107,5 @@ def load_base(recipe: Recipe) -> Specialist:
         context=shape.context,
         seed=recipe.train.seed,
     )
-    return TextSpecialist(recipe, Path(), model, model.module.to(choose_device(recipe)).eval(), task)
+    module = model.module.to(choose_device(recipe)).eval()
+    return TextSpecialist(recipe, Path(), model, module, task.suited(module))

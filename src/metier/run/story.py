@@ -121,6 +121,7 @@ def _set_up(job: Job, folder: RunFolder) -> Setup:
         log.warn(training.PURE_BF16_WARNING)
     model = job.load()
     precision.place(model.module)
+    job = replace(job, task=job.task.suited(model.module))
     rate, reason = learning_rate(job)
     if rate == 0:
         log.warn("train.learning_rate is 0: nothing will be learnt")
@@ -185,23 +186,28 @@ def _train(setup: Setup, adapted: Adapted, *, keep_start: bool) -> training.Outc
         loss = tasks.score(job.task, adapted.module, job.validation)
         return float(loss.total_B.sum() / loss.weight_B.sum())
 
-    outcome = training.run(
-        adapted.module,
-        job.task,
-        job.train,
-        job.recipe.train,
-        learning_rate=setup.learning_rate,
-        adapters=isinstance(job.recipe.method, LoRAMethod),
-        precision=setup.precision,
-        validate=validate,
-        places=training.Places(
-            metrics=setup.folder.metrics,
-            checkpoints=setup.folder.checkpoints,
-            keep=export.checkpoints,
-            minutes=export.checkpoint_minutes,
-        ),
-        keep_start=keep_start,
-    )
+    # What is dropped in training is known only now.
+    task = job.task.suited(adapted.module)
+    for text in tasks.reading(task, job.train, job.recipe.train):
+        log.note(text)
+    with adapt.lean(adapted.module):
+        outcome = training.run(
+            adapted.module,
+            task,
+            job.train,
+            job.recipe.train,
+            learning_rate=setup.learning_rate,
+            adapters=isinstance(job.recipe.method, LoRAMethod),
+            precision=setup.precision,
+            validate=validate,
+            places=training.Places(
+                metrics=setup.folder.metrics,
+                checkpoints=setup.folder.checkpoints,
+                keep=export.checkpoints,
+                minutes=export.checkpoint_minutes,
+            ),
+            keep_start=keep_start,
+        )
     log.note(
         f"validation loss {outcome.first_loss:.4f} -> {outcome.best_loss:.4f} at step {outcome.best_step} of "
         f"{outcome.steps}{' (stopped early)' if outcome.stopped_early else ''}"

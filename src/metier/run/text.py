@@ -92,7 +92,7 @@ class TextJob(Job):
             row_tokens=sizes,
             head=self.head,
             supervised_share=_learnt_share(self.train, sizes),
-            peak_tokens=_largest_cut(self.recipe, sizes),
+            peak_tokens=_largest_cut(self.task, self.recipe, self.train),
             flops_per_second=flops_per_second,
         )
 
@@ -202,8 +202,10 @@ def _learnt_share(train: Sequence[Any], sizes: list[int]) -> float:
     return learnt / sum(sizes) if learnt else 1.0
 
 
-def _largest_cut(recipe: Recipe, sizes: list[int]) -> int:
-    """Tokens of the largest micro-batch of the first epoch, padding included."""
-    section = recipe.train
-    steps = batches.steps(sizes, section, last=section.steps_per_epoch(len(sizes)))
-    return max(len(cut) * max(sizes[i] for i in cut) for step in steps for cut in step.micro_batches)
+def _largest_cut(task: TextTask[Any], recipe: Recipe, train: Sequence[Any]) -> int:
+    """Tokens of the largest micro-batch of the first epoch, as the network reads it."""
+    section, most = recipe.train, 0
+    for step in batches.steps(len(train), section, last=section.steps_per_epoch(len(train))):
+        rows = [train[i] for i in step.rows]
+        most = max(most, *(task.read([rows[i] for i in cut]) for cut in task.cut(rows, section.micro_batch_tokens)))
+    return most

@@ -20,6 +20,7 @@ from metier.tasks.classify import ClassifyByHead, ClassifyByWords
 from metier.tasks.complete import Complete, middle_ids
 from metier.tasks.own import build as build_own
 from metier.tasks.protocol import Answering, Shown, Task, TextTask
+from metier.tasks.reading import reading
 from metier.tasks.rehearsal import rehearse
 from metier.tasks.scoring import score, to_device
 from metier.tasks.seq2seq import SequenceToSequence
@@ -43,6 +44,7 @@ __all__ = [
     "build_own",
     "head_for",
     "predict",
+    "reading",
     "rehearse",
     "score",
     "targets",

@@ -5,23 +5,27 @@ Shapes: B rows, T tokens of the longest one, N learnt tokens of the batch, V voc
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from metier.adapt import output_layer, wrapped_base
 from metier.core import Batch, Loss
+from metier.models import lean
+from metier.models.lean import PADDED, Layout
+from metier.tasks import cutting
 from metier.tasks.protocol import Shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
+
+ARGUMENTS = ("input_ids", "position_ids", "attention_mask")
+"""What of a batch the network is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,74 +59,123 @@ class Predicted:
 
 
 class TokenTask:
-    """What a task whose examples are `TokenRow`s has in common; the task brings the tokenizer."""
+    """What a task whose examples are `TokenRow`s has in common; the task brings the tokenizer and the layout."""
 
     tokenizer: PreTrainedTokenizerBase
+    layout: Layout
+
+    def suited(self, module: nn.Module) -> Self:
+        """The task laid out as the network reads best."""
+        return replace(self, layout=lean.layout(module))  # type: ignore[type-var]
 
     def size(self, example: TokenRow) -> int:
         """Tokens of the row."""
         return len(example.ids)
 
+    def cut(self, examples: Sequence[TokenRow], most_tokens: int) -> cutting.Cuts:
+        """Packs where the network reads packs, with rows that begin alike together; else rows of like length."""
+        sizes = [len(row.ids) for row in examples]
+        if not self.layout.packed:
+            return cutting.by_length(sizes, most_tokens)
+        if not self.layout.shares:
+            return cutting.best_fit(sizes, most_tokens)
+        return cutting.by_beginning([row.ids.tolist() for row in examples], _shareable(examples), most_tokens)
+
+    def read(self, examples: Sequence[TokenRow]) -> int:
+        """Tokens that the network reads for one batch of these rows."""
+        if not self.layout.packed:
+            return len(examples) * max(len(row.ids) for row in examples)
+        return lay(examples, self.layout)[1].pack.tokens
+
     def collate(self, examples: Sequence[TokenRow]) -> Batch:
-        """Pad on the right."""
-        return collate(examples, int(self.tokenizer.pad_token_id or 0))
+        """Rows end to end, or padded on the right."""
+        return collate(examples, int(self.tokenizer.pad_token_id or 0), self.layout)
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """Nats of each row's learnt tokens."""
-        return loss(model, batch)
+        return loss(model, batch, self.layout)
 
     def show(self, example: TokenRow) -> Shown:
         """The row as text, with what is learnt marked."""
         return show(example, self.tokenizer)
 
 
-def collate(rows: Sequence[TokenRow], pad_id: int) -> Batch:
-    """Pad on the right; padding is never learnt, by position and not by its id (which may be the end token's)."""
+def collate(rows: Sequence[TokenRow], pad_id: int, layout: Layout = PADDED) -> Batch:
+    """Rows in one batch: what the network is given, which places predict (counted over all of it), and what.
+
+    Padding is never learnt, by position and not by its id (which may be the end token's). It stands to the right,
+    where a causal model cannot look, so it needs no attention mask, and attention without a mask runs on the fast path.
+    """
+    if layout.packed:
+        ids, packed = lay(rows, layout)
+        given = lean.inputs(ids, packed, layout)
+        begins: Sequence[int] = packed.begins
+    else:
+        given = {"input_ids": pad_sequence([row.ids for row in rows], batch_first=True, padding_value=pad_id)}
+        begins = range(0, given["input_ids"].numel(), given["input_ids"].shape[1])
+    learnt = [row.learnt.nonzero()[:, 0] for row in rows]
+    count_B = torch.tensor([len(places) for places in learnt])
     return {
-        "ids": pad_sequence([row.ids for row in rows], batch_first=True, padding_value=pad_id),
-        "learnt": pad_sequence([row.learnt for row in rows], batch_first=True, padding_value=False),
+        **given,
+        "place": torch.cat([begin + places - 1 for begin, places in zip(begins, learnt, strict=True)]),
+        "target": torch.cat([row.ids[places] for row, places in zip(rows, learnt, strict=True)]),
+        "row": torch.arange(len(rows)).repeat_interleave(count_B),
+        "count": count_B,
     }
 
 
+def lay(rows: Sequence[TokenRow], layout: Layout) -> tuple[list[list[int]], lean.Packed]:
+    """The rows' ids, and how they stand in a pack."""
+    ids = [row.ids.tolist() for row in rows]
+    return ids, lean.lay(ids, _shareable(rows) if layout.shares else None)
+
+
+def _shareable(rows: Sequence[TokenRow]) -> list[int]:
+    """How many tokens a row may share: what predicts its first learnt token must be its own."""
+    first = [int(row.learnt.int().argmax()) if bool(row.learnt.any()) else len(row.ids) for row in rows]
+    return [max(0, place - 1) for place in first]
+
+
 def predict(model: nn.Module, batch: Batch) -> Predicted:
-    """Score the learnt tokens: position t predicts token t + 1.
-
-    A causal model cannot look at what stands to its right, so padding there needs no attention mask, and attention
-    without a mask runs on the fast path. The head is computed only where something is learnt.
-    """
-    ids_BT, learnt_BT = batch["ids"], batch["learnt"]
-    row_N, place_N = learnt_BT[:, 1:].nonzero(as_tuple=True)
-    with _head_only_at(output_layer(wrapped_base(model)), row_N, place_N):
-        logits = model(input_ids=ids_BT, use_cache=False).logits
-    # A network that computes its scores in another way has scored every place.
-    logits_NV = logits[0] if logits.shape[:2] == (1, len(row_N)) else logits[row_N, place_N]
-    return Predicted(logits_NV, ids_BT[:, 1:][row_N, place_N], row_N)
-
-
-@contextmanager
-def _head_only_at(head: nn.Module | None, row_N: Tensor, place_N: Tensor) -> Iterator[None]:
-    """Let the head see only the chosen places, as one row; what the network does to the scores afterwards stays."""
-    if head is None:
-        yield
-        return
-    hook = head.register_forward_pre_hook(lambda _, given: (given[0][row_N, place_N][None], *given[1:]))
+    """Score the learnt tokens: position t predicts token t + 1. The head is computed only where something is learnt."""
+    given, place_N = _given(batch), batch["place"]
+    head = lean.output_layer(lean.base_of(model))
+    hook: Any = None
+    if head is not None:
+        hook = head.register_forward_pre_hook(lambda _, g: (g[0].flatten(0, 1)[place_N][None], *g[1:]))
     try:
-        yield
+        logits = model(**given, use_cache=False).logits
     finally:
-        hook.remove()
+        if hook is not None:
+            hook.remove()
+    # A network that computes its scores in another way has scored every place.
+    logits_NV = logits[0] if logits.shape[:2] == (1, len(place_N)) else logits.flatten(0, 1)[place_N]
+    return Predicted(logits_NV, batch["target"], batch["row"])
 
 
-def loss(model: nn.Module, batch: Batch) -> Loss:
+def loss(model: nn.Module, batch: Batch, layout: Layout = PADDED) -> Loss:
     """Sum of token cross-entropies for each row, in nats."""
-    return sum_by_row(predict(model, batch), rows=len(batch["ids"]))
+    if layout.finish is None:
+        return sum_by_row(predict(model, batch), rows=len(batch["count"]))
+    states, _ = lean.hidden_states(model, _given(batch))
+    head: Any = lean.output_layer(lean.base_of(model))
+    nats_N = lean.cross_entropy(states[batch["place"]], head.weight, head.bias, batch["target"], layout.finish)
+    return _by_row(nats_N, batch["row"], rows=len(batch["count"]))
 
 
 def sum_by_row(predicted: Predicted, *, rows: int) -> Loss:
     """Cross-entropies in float32, added up by row."""
     nats_N = F.cross_entropy(predicted.logits_NV.float(), predicted.target_N, reduction="none")
-    total_B = nats_N.new_zeros(rows).index_add(0, predicted.row_N, nats_N)
-    weight_B = torch.bincount(predicted.row_N, minlength=rows).to(nats_N.dtype)
-    return Loss(total_B, weight_B)
+    return _by_row(nats_N, predicted.row_N, rows=rows)
+
+
+def _by_row(nats_N: Tensor, row_N: Tensor, *, rows: int) -> Loss:
+    total_B = nats_N.new_zeros(rows).index_add(0, row_N, nats_N)
+    return Loss(total_B, torch.bincount(row_N, minlength=rows).to(nats_N.dtype))
+
+
+def _given(batch: Batch) -> Mapping[str, Tensor]:
+    return {name: batch[name] for name in ARGUMENTS if name in batch}
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

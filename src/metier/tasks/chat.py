@@ -11,6 +11,7 @@ import torch
 
 from metier.core import DataError, Fault, ModelError
 from metier.data.records import Completion, Conversation, Message
+from metier.models.lean import PADDED, Layout
 from metier.tasks import causal, generation
 from metier.tasks.causal import TokenRow, TokenTask
 
@@ -47,6 +48,7 @@ class Chat(TokenTask):
     unit: str = "token"
     metrics: tuple[str, ...] = ("exact_match", "valid_json", "valid_schema", "tests_passed")
     retains: Literal["language", "encoder", "none"] = "language"
+    layout: Layout = PADDED
 
     def encode(self, records: Sequence[Record], *, training: bool) -> list[TokenRow]:  # noqa: ARG002
         """Render with the template, tokenize, mark replies and their end-of-turn tokens.

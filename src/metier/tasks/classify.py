@@ -5,8 +5,9 @@ Shapes: B rows, T tokens of the longest one, K classes.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from torch.nn import functional as F
@@ -14,8 +15,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from metier.core import Batch, DataError, Fault, Loss
 from metier.data.records import Labelled
-from metier.tasks import causal, generation
-from metier.tasks.causal import TokenRow, TokenTask, cut_by_tokens
+from metier.models import lean
+from metier.models.lean import PADDED, Layout
+from metier.tasks import causal, cutting, generation
+from metier.tasks.causal import TokenRow, TokenTask
 from metier.tasks.protocol import Shown
 
 if TYPE_CHECKING:
@@ -76,6 +79,7 @@ class ClassifyByHead(_Sorting):
     unit: str = "row"
     metrics: tuple[str, ...] = ("accuracy", "macro_f1")
     retains: Literal["language", "encoder", "none"] = "encoder"
+    layout: Layout = PADDED
 
     def encode(self, records: Sequence[Record], *, training: bool) -> list[ClassRow]:  # noqa: ARG002
         """Tokenize with the special tokens that the encoder was trained with.
@@ -93,13 +97,32 @@ class ClassifyByHead(_Sorting):
         """Tokens of the text."""
         return len(example.ids)
 
+    def suited(self, module: nn.Module) -> Self:
+        """The task laid out as the network reads best."""
+        return replace(self, layout=lean.layout(module))
+
+    def cut(self, examples: Sequence[ClassRow], most_tokens: int) -> cutting.Cuts:
+        """Packs where the network reads packs, else rows of like length."""
+        cut = cutting.best_fit if self.layout.packed else cutting.by_length
+        return cut([len(example.ids) for example in examples], most_tokens)
+
+    def read(self, examples: Sequence[ClassRow]) -> int:
+        """Tokens that the network reads for one batch of these rows."""
+        sizes = [len(example.ids) for example in examples]
+        return sum(sizes) if self.layout.packed else len(sizes) * max(sizes)
+
     def collate(self, examples: Sequence[ClassRow]) -> Batch:
-        """Pad on the right, with a mask, for an encoder looks both ways."""
-        ids = [example.ids for example in examples]
+        """Rows end to end; or padded on the right, with a mask, for an encoder looks both ways."""
+        label_B = torch.tensor([example.label for example in examples])
+        if self.layout.packed:
+            ids = [example.ids.tolist() for example in examples]
+            packed = lean.lay(ids)
+            return {**lean.inputs(ids, packed, self.layout), "start": torch.tensor(packed.begins), "label": label_B}
+        rows = [example.ids for example in examples]
         return {
-            "ids": pad_sequence(ids, batch_first=True, padding_value=int(self.tokenizer.pad_token_id or 0)),
-            "mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True, padding_value=0),
-            "label": torch.tensor([example.label for example in examples]),
+            "input_ids": pad_sequence(rows, batch_first=True, padding_value=int(self.tokenizer.pad_token_id or 0)),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_value=0),
+            "label": label_B,
         }
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
@@ -119,7 +142,7 @@ class ClassifyByHead(_Sorting):
         coded = _input_ids(self.tokenizer, [self.question(record) for record in records], self.max_tokens)
         rows = [ClassRow("", torch.tensor(ids), 0) for ids in coded]
         answers = [""] * len(rows)
-        for group in cut_by_tokens([len(row.ids) for row in rows], how.batch_tokens):
+        for group in self.cut(rows, how.batch_tokens):
             batch = {name: value.to(device) for name, value in self.collate([rows[i] for i in group]).items()}
             for index, best in zip(group, _scores(model, batch).argmax(dim=1).tolist(), strict=True):
                 answers[index] = self.labels[best]
@@ -145,6 +168,7 @@ class ClassifyByWords(_Sorting, TokenTask):
     unit: str = "token"
     metrics: tuple[str, ...] = ("accuracy", "macro_f1")
     retains: Literal["language", "encoder", "none"] = "language"
+    layout: Layout = PADDED
 
     def encode(self, records: Sequence[Record], *, training: bool) -> list[TokenRow]:  # noqa: ARG002
         """Put the text into the template; the label and the end token are learnt.
@@ -188,7 +212,10 @@ class ClassifyByWords(_Sorting, TokenTask):
 
 
 def _scores(model: nn.Module, batch: Batch) -> Tensor:
-    scores_BK: Tensor = model(input_ids=batch["ids"], attention_mask=batch["mask"]).logits
+    given = {name: batch[name] for name in causal.ARGUMENTS if name in batch}
+    reads = lean.at_first_tokens(model, batch["start"]) if "start" in batch else nullcontext()
+    with reads:
+        scores_BK: Tensor = model(**given).logits
     return scores_BK
 
 

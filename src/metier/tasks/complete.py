@@ -11,6 +11,7 @@ import torch
 from metier.core import DataError, Fault, RecipeError
 from metier.core.rng import derive
 from metier.data.records import Completion, Document
+from metier.models.lean import PADDED, Layout
 from metier.tasks import causal, generation
 from metier.tasks.causal import TokenRow, TokenTask
 
@@ -54,6 +55,7 @@ class Complete(TokenTask):
     unit: str = "token"
     metrics: tuple[str, ...] = ("tests_passed", "edit_similarity", "exact_match")
     retains: Literal["language", "encoder", "none"] = "language"
+    layout: Layout = PADDED
 
     def encode(self, records: Sequence[Record], *, training: bool) -> list[TokenRow]:
         """Tokenize; long plain text becomes several windows.

@@ -6,7 +6,7 @@ Shapes: B examples of a batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,8 +71,23 @@ class Task(Protocol[Example]):
         """What the example costs, in tokens."""
         ...
 
+    def suited(self, module: nn.Module) -> Self:
+        """The same task, its batches laid out as this network reads best."""
+        ...
+
+    def cut(self, examples: Sequence[Example], most_tokens: int) -> tuple[tuple[int, ...], ...]:
+        """Which examples are read at once, as groups of indices that each read at most so many tokens, or one example.
+
+        How examples are grouped changes neither loss nor gradient.
+        """
+        ...
+
+    def read(self, examples: Sequence[Example]) -> int:
+        """Tokens that the network reads when these examples are one batch: padding counted, shared beginnings once."""
+        ...
+
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """Stack examples into one batch; padding never changes the loss."""
+        """Put examples into one batch; neither padding nor neighbours change the loss."""
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from metier.core import Batch, Loss
-from metier.tasks.causal import cut_by_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +28,7 @@ def score(task: Task[Any], model: nn.Module, examples: Sequence[Any], *, batch_t
     was_training = model.training
     model.eval()
     try:
-        for group in cut_by_tokens([task.size(example) for example in examples], batch_tokens):
+        for group in map(list, task.cut(examples, batch_tokens)):
             found = task.loss(model, to_device(task.collate([examples[i] for i in group]), device))
             total_N[group], weight_N[group] = found.total_B.double().cpu(), found.weight_B.double().cpu()
     finally:

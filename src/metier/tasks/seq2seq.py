@@ -16,6 +16,7 @@ from metier.adapt import wrapped_base
 from metier.core import Batch, DataError, Fault, Loss
 from metier.data.records import Completion, Conversation
 from metier.tasks import generation
+from metier.tasks.cutting import Unpacked
 from metier.tasks.protocol import Shown
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class PairRow:
 
 
 @dataclass(frozen=True)
-class SequenceToSequence:
+class SequenceToSequence(Unpacked):
     """Cross-entropy of the decoder on replies.
 
     Attributes:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from metier.core import Batch, DataError, Fault, Loss, ModelError
+from metier.tasks.cutting import Unpacked
 from metier.tasks.protocol import Shown
 from metier.tasks.scoring import to_device
 
@@ -50,7 +51,7 @@ class Placed(Generic[Content]):
     content: Content
 
 
-class ValueTask(ABC, Generic[Content]):
+class ValueTask(Unpacked, ABC, Generic[Content]):
     """Numbers to predict from rows, for any network: write `names`, `example` and `batch`, and it can be tuned.
 
     The network is called with the batch's tensors by name and answers with shape (B, P), or (B,) for one target. The

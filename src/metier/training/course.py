@@ -113,12 +113,10 @@ def run(
     schedule = build_schedule(section.schedule, optimizer, total_steps=total, steps_per_epoch=per_epoch)
     course = _Course(module, optimizer, schedule, validate, places, total)
     state = course.begin(keep_start=keep_start)
-    steps = batches.steps([task.size(example) for example in examples], section, first=state.step + 1, last=total)
+    steps = batches.steps(len(examples), section, first=state.step + 1, last=total)
     every = max(1, round(total / section.evaluations))
     with _signals() as interrupted, heap.kept(), bar("training", total, state.step) as show:
-        for record in fit(
-            module, task, examples, steps, optimizer, schedule, precision=precision, max_grad_norm=section.max_grad_norm
-        ):
+        for record in fit(module, task, examples, steps, optimizer, schedule, precision=precision, section=section):
             state = course.after_step(record, evaluates=record.step % every == 0 or record.step == total)
             show(record.step, course.line(record))
             if interrupted():

@@ -1,0 +1,37 @@
+"""The training engine's way through a network of transformers: packs, shared beginnings, a head that is never whole.
+
+Nothing of transformers is patched. Attention over packs is a function in its own table; what is swapped while a network
+trains is a module of ours that answers the same; and what a network can do is found out by trying it.
+"""
+
+from metier.models.lean.head import PLAIN, Finish, cross_entropy
+from metier.models.lean.layout import PADDED, Layout, at_first_tokens, base_of, hidden_states, inputs, layout
+from metier.models.lean.numbers import exact, working
+from metier.models.lean.pack import LEAST_SHARED, Node, Pack, Packed, in_order, lay
+from metier.models.lean.swap import Pointwise, agree, swapped
+from metier.models.structure import output_layer
+
+__all__ = [
+    "LEAST_SHARED",
+    "PADDED",
+    "PLAIN",
+    "Finish",
+    "Layout",
+    "Node",
+    "Pack",
+    "Packed",
+    "Pointwise",
+    "agree",
+    "at_first_tokens",
+    "base_of",
+    "cross_entropy",
+    "exact",
+    "hidden_states",
+    "in_order",
+    "inputs",
+    "lay",
+    "layout",
+    "output_layer",
+    "swapped",
+    "working",
+]

@@ -1,0 +1,295 @@
+"""Attention over a pack, as one more function in transformers' table of attention functions.
+
+The pack travels through the network as its attention mask, which every architecture hands on untouched when it has
+four dimensions.
+
+Shapes: T tokens of the pack, S nodes, H heads, K key heads, D width of a head, L tokens of a piece.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from metier.models.lean.pack import Pack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor, nn
+
+    from metier.models.lean.pack import Node
+
+NAME = "metier_packed"
+"""The function's name in transformers' table."""
+
+_known: Any = WeakTensorKeyDictionary()
+"""What was prepared for a pack's mask, so that it is read once and not in every layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """One way of attending over a pack; layers of a network may have two."""
+
+    pack: Pack
+    causal: bool
+    scale: float
+    window: int | None
+
+
+def register() -> None:
+    """Enter `attention` into transformers' table, with SDPA's own masks for everything that is no pack."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **more: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Transformers' SDPA attention, and attention over packs.
+
+    Args:
+        module: The layer that asks.
+        query: Shape (B, H, T, D).
+        key: Shape (B, K, T, D).
+        value: Shape (B, K, T, D).
+        attention_mask: A pack's mask, or whatever SDPA takes.
+        dropout: Share of dropped attention.
+        scaling: Factor of the scores; None for 1 / sqrt(D).
+        more: `is_causal`, `sliding_window` and what else the architecture says.
+
+    Returns:
+        The mixed values, shape (B, T, H, D), and None.
+
+    Raises:
+        NotImplementedError: If the architecture asks for something that a pack cannot give.
+    """
+    if attention_mask is None or attention_mask.dtype != torch.int64 or attention_mask.ndim != 4:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        plain: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more
+        )
+        return plain
+    asked = [name for name in ("softcap", "s_aux", "position_bias", "head_mask") if more.get(name) is not None]
+    if asked or query.shape[0] != 1 or query.shape[2] != key.shape[2]:
+        raise NotImplementedError(f"packed attention with {', '.join(asked) or 'a cache'}")
+    prepared = _known.setdefault(attention_mask, {})
+    if "pack" not in prepared:
+        prepared["pack"] = Pack.of(attention_mask)
+    causal = more.get("is_causal")
+    how = _How(
+        prepared["pack"],
+        bool(getattr(module, "is_causal", True) if causal is None else causal),
+        query.shape[-1] ** -0.5 if scaling is None else scaling,
+        more.get("sliding_window"),
+    )
+    if dropout:
+        return _padded(query, key, value, how, dropout), None
+    if query.device.type == "cpu":
+        mixed: Tensor = _Blocks.apply(query, key, value, how)  # type: ignore[no-untyped-call]
+        return mixed, None
+    return flexible(query, key, value, how, prepared), None
+
+
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001 - the kernel behind SDPA,
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward  # noqa: SLF001 - for its log-sum-exp
+
+
+class _Blocks(torch.autograd.Function):
+    """Attention block by block with the CPU's flash kernel; blocks of one query are joined by their log-sum-exp.
+
+    Joining is exact: a softmax over two sets of keys is the mean of the two softmaxes, weighted by their sums of
+    exponentials. The kernel's gradient takes the joined output and log-sum-exp and so gives each block's share.
+    Source: the same identity carries ring attention, Liu et al. 2023, arXiv:2310.01889.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, how: _How) -> Tensor:
+        q_THD, k_TKD, v_TKD = (x.detach().transpose(1, 2)[0] for x in (query, key, value))
+        mixed_THD, total_TH = torch.empty_like(q_THD), torch.empty(q_THD.shape[:2], dtype=_exact(q_THD))
+        for block in _blocks(how, q_THD):
+            part, sums = _forward(
+                block.queries(q_THD), block.keys(k_TKD), block.keys(v_TKD), 0.0, block.causal,
+                attn_mask=block.mask, scale=how.scale,
+            )  # fmt: skip
+            block.join(mixed_THD, total_TH, _flat(part), _flat(sums[..., None])[..., 0])
+        ctx.save_for_backward(query, key, value, mixed_THD, total_TH)
+        ctx.how = how
+        return mixed_THD[None]
+
+    @staticmethod
+    def backward(ctx: Any, given: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+        query, key, value, mixed_THD, total_TH = ctx.saved_tensors
+        q_THD, k_TKD, v_TKD = (x.transpose(1, 2)[0] for x in (query, key, value))
+        slopes = [torch.empty(x.shape, dtype=x.dtype) for x in (q_THD, k_TKD, v_TKD)]
+        for block in _blocks(ctx.how, q_THD):
+            parts = _backward(
+                block.queries(given[0]), block.queries(q_THD), block.keys(k_TKD), block.keys(v_TKD),
+                block.queries(mixed_THD), block.queries(total_TH[..., None])[..., 0].contiguous(), 0.0, block.causal,
+                attn_mask=block.mask, scale=ctx.how.scale,
+            )  # fmt: skip
+            for slope, part, place in zip(slopes, parts, (block.rows, block.columns, block.columns), strict=True):
+                if block.is_first:
+                    slope[place] = _flat(part)
+                else:
+                    slope[place] += _flat(part)
+        dq, dk, dv = (slope[None].transpose(1, 2) for slope in slopes)
+        return dq, dk, dv, None
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Queries that meet keys: `count` pieces of equal length, each with itself, or all that goes on from a node.
+
+    Attributes:
+        rows: Tokens that ask.
+        columns: Tokens that are seen.
+        count: Pieces.
+        causal: Whether a token sees only what stands before it.
+        mask: What a window hides, as something to add, shape (rows, columns); None for nothing.
+        is_first: Whether the tokens meet nothing before this block.
+        blind: Rows that see nothing of this block, shape (rows,); None where there are none.
+    """
+
+    rows: slice
+    columns: slice
+    count: int = 1
+    causal: bool = False
+    mask: Tensor | None = None
+    is_first: bool = True
+    blind: Tensor | None = None
+
+    def queries(self, x: Tensor) -> Tensor:
+        """The asking part of (T, H, D) as (count, H, L, D)."""
+        pieces: Tensor = x[self.rows].unflatten(0, (self.count, -1))  # type: ignore[no-untyped-call]
+        return pieces.transpose(1, 2)
+
+    def keys(self, x: Tensor) -> Tensor:
+        """The seen part of (T, K, D) as (count, K, L, D)."""
+        pieces: Tensor = x[self.columns].unflatten(0, (self.count, -1))  # type: ignore[no-untyped-call]
+        return pieces.transpose(1, 2)
+
+    def join(self, mixed_THD: Tensor, total_TH: Tensor, part: Tensor, sums: Tensor) -> None:
+        """Take this block's answer into what the tokens have so far."""
+        if self.is_first:
+            mixed_THD[self.rows], total_TH[self.rows] = part, sums
+            return
+        if self.blind is not None:
+            part, sums = part.clone(), sums.clone()
+            part[self.blind], sums[self.blind] = 0.0, float("-inf")
+        joined = torch.logaddexp(total_TH[self.rows], sums)
+        mixed_THD[self.rows] *= (total_TH[self.rows] - joined).exp_()[..., None].to(part.dtype)
+        mixed_THD[self.rows] += part * (sums - joined).exp_()[..., None].to(part.dtype)
+        total_TH[self.rows] = joined
+
+
+def _flat(x: Tensor) -> Tensor:
+    """(count, H, L, D) as (count * L, H, D)."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def _exact(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _blocks(how: _How, like: Tensor) -> Iterator[_Block]:
+    """Every block; those of the pieces with themselves come first and touch each token once."""
+    parents = [node for node in how.pack.nodes if node.reach > node.end]
+    if how.window is not None and how.pack.longest > how.window:
+        yield from _narrow_blocks(how, parents, like)
+        return
+    for start, count, length in how.pack.runs():
+        tokens = slice(start, start + count * length)
+        yield _Block(tokens, tokens, count, how.causal, None, is_first=True)
+    for node in parents:
+        yield _Block(slice(node.end, node.reach), slice(node.start, node.end), is_first=False)
+
+
+def _narrow_blocks(how: _How, parents: Sequence[Node], like: Tensor) -> Iterator[_Block]:
+    """The same where a window hides what stands too far before."""
+    for node in how.pack.nodes:
+        tokens = slice(node.start, node.end)
+        hidden = _hidden(how, tokens, tokens)
+        if how.causal:
+            hidden |= torch.ones_like(hidden).triu_(1)
+        yield _Block(tokens, tokens, mask=_added(hidden, like), is_first=True)
+    for node in parents:
+        rows, columns = slice(node.end, node.reach), slice(node.start, node.end)
+        hidden = _hidden(how, rows, columns)
+        yield _Block(rows, columns, mask=_added(hidden, like), is_first=False, blind=hidden.all(dim=1))
+
+
+def _hidden(how: _How, rows: slice, columns: slice) -> Tensor:
+    """What a sliding window hides, shape (rows, columns), bool."""
+    position = how.pack.positions
+    window = how.pack.tokens if how.window is None else how.window
+    return position[rows, None] - position[None, columns] >= window
+
+
+def _added(hidden: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros(hidden.shape, dtype=like.dtype).masked_fill_(hidden, float("-inf"))[None, None]
+
+
+def _padded(query: Tensor, key: Tensor, value: Tensor, how: _How, dropout: float) -> Tensor:
+    """Every row padded to the longest, for dropout, which no flash kernel of the CPU does; only attention pays it."""
+    if how.pack.shares or (how.window is not None and how.pack.longest > how.window):
+        raise NotImplementedError("attention dropout with a shared beginning or a sliding window")
+    start_S, longest = torch.tensor([node.start for node in how.pack.nodes]), how.pack.longest
+    length_S = torch.tensor([node.length for node in how.pack.nodes])
+    real_SL = (torch.arange(longest)[None, :] < length_S[:, None]).to(query.device)
+    place_SL = (start_S[:, None] + torch.arange(longest)).clamp_(max=how.pack.tokens - 1).to(query.device)
+    q, k, v = (x[0].transpose(0, 1)[place_SL].transpose(1, 2) for x in (query, key, value))  # (S, H, L, D)
+    mask = real_SL[:, None, None, :]
+    if how.causal:
+        mask = mask & torch.ones(longest, longest, dtype=torch.bool, device=query.device).tril()
+    mixed = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, scale=how.scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return mixed.transpose(1, 2)[real_SL][None]
+
+
+def flexible(query: Tensor, key: Tensor, value: Tensor, how: _How, prepared: dict[Any, Any]) -> Tensor:
+    """On a device: torch's FlexAttention, which skips the blocks of a mask that hide everything."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    kind = (how.causal, how.window)
+    if kind not in prepared:
+        start, reach = (x.to(query.device) for x in how.pack.bounds)
+        position, tokens = how.pack.positions.to(query.device), how.pack.tokens
+
+        def seen(_b: Tensor, _h: Tensor, row: Tensor, column: Tensor) -> Tensor:
+            first = column if how.causal else start[column]
+            found = (row >= first) & (row < reach[column])
+            return found if how.window is None else found & (position[row] - position[column] < how.window)
+
+        prepared[kind] = create_block_mask(seen, None, None, tokens, tokens, device=query.device)
+    run = _compiled(flex_attention) if query.device.type == "cuda" else flex_attention
+    mixed: Tensor = run(
+        query, key, value, block_mask=prepared[kind], scale=how.scale, enable_gqa=query.shape[1] != key.shape[1]
+    )
+    return mixed.transpose(1, 2)
+
+
+_compiled_functions: dict[Any, Any] = {}
+
+
+def _compiled(function: Any) -> Any:
+    """FlexAttention is a kernel only when compiled; once for all layers and packs."""
+    if function not in _compiled_functions:
+        _compiled_functions[function] = torch.compile(function, dynamic=True)
+    return _compiled_functions[function]

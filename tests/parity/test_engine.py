@@ -1,0 +1,424 @@
+"""The engine computes what the plain way computes: packed, shared, chunked, cut, lean, held to a float64 reference.
+
+The reference is transformers' own code in float64, row by row, with every score of every place.
+"""
+
+import copy
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from metier import models, tasks
+from metier.adapt import adapt, lean
+from metier.data.records import Completion, Conversation, Labelled, Message
+from metier.models import lean as engine
+from metier.recipe import ChatTask, ClassifyTask, CompleteTask, LoRAMethod, ModelSection
+from metier.tasks import causal
+
+LOSS, GRADIENT = 1e-6, 1e-5
+"""Asked: relative difference of the loss, and of each gradient tensor beside its largest value."""
+SYSTEM = "You are the clerk of a parcel service. Answer in one short sentence, be polite, and never promise a date."
+QUESTIONS = (
+    ("Where is my parcel?", "It is near the door."),
+    ("Where is my parcel, and why has the tracking page shown nothing new for two days?", "We look into it."),
+    ("I was charged twice for the same order; please refund one of the payments.", "Refunded."),
+    ("我的包裹还没有到。", "请看物流页面。"),
+    ("x", "y"),
+    ("How do I change the address of my next delivery before it leaves the house?", "On the page of the order."),
+    ("Where is my parcel?", "At the neighbour's."),
+)
+LABELS = ("billing", "delivery", "other")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("engine")
+    return {name: tiny.make(name, root / name) for name in tiny.NAMES}
+
+
+def chats(*, system):
+    head = (Message("system", SYSTEM),) if system else ()
+    return [
+        Conversation(f"r:{i}", (*head, Message("user", ask), Message("assistant", reply)))
+        for i, (ask, reply) in enumerate(QUESTIONS)
+    ]
+
+
+class ExactRMSNorm(nn.Module):
+    """The published formula in the format of its input; transformers' own rounds to float32, whatever it is given."""
+
+    def __init__(self, weight, eps, offset):
+        super().__init__()
+        self.weight, self.eps, self.offset = weight, eps, offset
+
+    def forward(self, x):
+        return x * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt() * (self.weight + self.offset)
+
+
+def with_exact_norms(module):
+    for path, part in list(module.named_modules()):
+        if type(part).__name__.endswith("RMSNorm"):
+            parent, _, name = path.rpartition(".")
+            eps = getattr(part, "variance_epsilon", None) or part.eps
+            offset = 1.0 if type(part).__name__.startswith("Gemma") else 0.0
+            setattr(module.get_submodule(parent), name, ExactRMSNorm(part.weight, eps, offset))
+    return module
+
+
+def exact(folder, section, rows, *, head, dtype=torch.float64):
+    """A network in float64 that drops nothing, the task suited to it, and the rows as examples."""
+    model = models.load(ModelSection(base=str(folder)), head=head, labels=LABELS if head == "classifier" else None)
+    module = with_exact_norms(model.module.to(dtype))
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    for name in ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob", "hidden_dropout_prob"):
+        if hasattr(module.config, name):
+            setattr(module.config, name, 0.0)
+    task = tasks.build(section, model.tokenizer, head=head, labels=LABELS, context=tiny.CONTEXT, seed=0)
+    return SimpleNamespace(module=module, plain=task, examples=task.encode(rows, training=True))
+
+
+def reference(module, plain, examples):
+    """Loss and gradients of the plain way: padded rows one by one, every score of every place."""
+    module.train().zero_grad(set_to_none=True)
+    total = 0.0
+    for example in examples:
+        ids = example.ids[None]
+        scores = module(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        if isinstance(example, causal.TokenRow):
+            learnt = example.learnt[1:]
+            nats = F.cross_entropy(scores[0, :-1][learnt].double(), ids[0, 1:][learnt], reduction="sum")
+        else:
+            nats = F.cross_entropy(scores.double(), torch.tensor([example.label]), reduction="sum")
+        nats.backward()
+        total += float(nats.detach())
+    return total, gradients(module)
+
+
+def engines(module, task, examples, most=100_000):
+    """Loss and gradients of the engine's way."""
+    module.train().zero_grad(set_to_none=True)
+    total = 0.0
+    for cut in task.cut(examples, most):
+        nats = task.loss(module, task.collate([examples[i] for i in cut])).total_B.sum()
+        nats.backward()
+        total += float(nats.detach())
+    return total, gradients(module)
+
+
+def gradients(module):
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def hold(found, wanted, *, loss=LOSS, gradient=GRADIENT):
+    assert found[0] == pytest.approx(wanted[0], rel=loss)
+    assert found[1].keys() == wanted[1].keys()
+    for name, slope in wanted[1].items():
+        # A tensor whose gradient is all rounding has no scale of its own: the largest gradient of all stands in.
+        scale = max(float(slope.abs().max()), 1e-6 * max(float(g.abs().max()) for g in wanted[1].values()))
+        apart = float((found[1][name] - slope).abs().max()) / scale
+        assert apart <= gradient, f"{name}: {apart:.1e}"
+
+
+# ------------------------------------------------------------------------------------------------ packs and sharing
+
+
+@pytest.mark.parametrize("name", tiny.CHAT)
+@pytest.mark.parametrize("system", [False, True], ids=["plain", "system"])
+@pytest.mark.parametrize("most", [100_000, 100, 1], ids=["one", "some", "each"])
+def test_packs_and_shared_beginnings_change_neither_loss_nor_gradient(folders, name, system, most):
+    found = exact(folders[name], ChatTask(), chats(system=system), head="causal")
+    wanted = reference(found.module, found.plain, found.examples)
+    task = found.plain.suited(found.module)
+    assert task.layout.packed
+    assert task.layout.shares
+    if most == 100_000 and system:
+        assert task.read(found.examples) < 0.7 * sum(map(task.size, found.examples))
+    hold(engines(found.module, task, found.examples, most), wanted)
+
+
+def test_gpt2_packs(folders):
+    rows = [Completion(f"r:{i}", ask, reply) for i, (ask, reply) in enumerate(QUESTIONS)]
+    found = exact(folders["gpt2"], CompleteTask(), rows, head="causal")
+    wanted = reference(found.module, found.plain, found.examples)
+    task = found.plain.suited(found.module)
+    assert task.layout.packed
+    hold(engines(found.module, task, found.examples), wanted)
+
+
+@pytest.mark.parametrize("name", tiny.ENCODERS)
+def test_encoders_pack(folders, name):
+    rows = [Labelled(f"r:{i}", ask, LABELS[i % 3]) for i, (ask, _) in enumerate(QUESTIONS)]
+    found = exact(folders[name], ClassifyTask(), rows, head="classifier")
+    wanted = reference(found.module, found.plain, found.examples)
+    task = found.plain.suited(found.module)
+    assert task.layout.packed
+    hold(engines(found.module, task, found.examples), wanted)
+
+
+def test_a_beginning_is_shared_as_a_tree(folders):
+    """System prompt for all, few-shot header for some: each stands once."""
+    more = "Here is an example. Question: where is my parcel? Answer: near the door. Now answer the following question."
+    rows = [
+        *chats(system=True),
+        *(
+            Conversation(f"m:{i}", (Message("system", SYSTEM + more), *row.messages[1:]))
+            for i, row in enumerate(chats(system=True))
+        ),
+    ]
+    found = exact(folders["qwen3"], ChatTask(), rows, head="causal")
+    task = found.plain.suited(found.module)
+    _, packed = causal.lay(found.examples, task.layout)
+    parents = [node for node in packed.pack.nodes if node.reach > node.end]
+    assert any(a.reach >= b.reach and a.end <= b.start for a, b in pairwise(parents))
+    hold(engines(found.module, task, found.examples), reference(found.module, found.plain, found.examples))
+
+
+def test_a_sliding_window_is_kept_in_packs_and_over_shared_beginnings(folders):
+    found = exact(folders["gemma3"], ChatTask(), chats(system=True), head="causal")
+    assert found.module.config.sliding_window < max(len(e.ids) for e in found.examples)
+    task = found.plain.suited(found.module)
+    hold(engines(found.module, task, found.examples), reference(found.module, found.plain, found.examples))
+
+
+def test_what_is_shared_ends_before_what_predicts_the_first_learnt_token(folders):
+    """Two rows that differ in nothing but their reply: the last token of the prompt stands twice."""
+    rows = [Completion(f"r:{i}", "Where is my parcel? " * 6, reply) for i, reply in enumerate(("Here.", "There."))]
+    found = exact(folders["llama"], ChatTask(), rows, head="causal")
+    task = found.plain.suited(found.module)
+    _, packed = causal.lay(found.examples, task.layout)
+    first = int(found.examples[0].learnt.int().argmax())
+    assert packed.pack.nodes[0].end == first - 1
+    hold(engines(found.module, task, found.examples), reference(found.module, found.plain, found.examples))
+
+
+def test_a_beginning_may_end_within_a_character(folders):
+    """Tokens are bytes of characters; rows that differ in a later byte of one share its first bytes, exactly."""
+    rows = [Completion(f"r:{i}", "我的包裹" * 8 + odd, "好") for i, odd in enumerate(("🙂", "🙃", "😀"))]
+    found = exact(folders["llama"], ChatTask(), rows, head="causal")
+    task = found.plain.suited(found.module)
+    _, packed = causal.lay(found.examples, task.layout)
+    shared = found.examples[0].ids[: packed.pack.nodes[0].end]
+    assert found.plain.tokenizer.decode(shared).endswith("\N{REPLACEMENT CHARACTER}")
+    hold(engines(found.module, task, found.examples), reference(found.module, found.plain, found.examples))
+
+
+def test_a_leak_between_rows_is_caught(folders):
+    """The test of the tests: a row that sees its neighbour does not pass."""
+    found = exact(folders["llama"], ChatTask(), chats(system=False), head="causal")
+    task = found.plain.suited(found.module)
+    wanted = reference(found.module, found.plain, found.examples)
+    batch = dict(task.collate(found.examples))
+    leaking = batch["attention_mask"].clone()
+    leaking[0, 0, 0, 2] = leaking[0, 0, 1, 1]  # the first row reaches over the second
+    found.module.train().zero_grad(set_to_none=True)
+    nats = task.loss(found.module, batch | {"attention_mask": leaking}).total_B.sum()
+    nats.backward()
+    with pytest.raises(AssertionError):
+        hold((float(nats.detach()), gradients(found.module)), wanted)
+    positions = batch | {"position_ids": torch.arange(batch["input_ids"].shape[1])[None]}
+    found.module.zero_grad(set_to_none=True)
+    nats = task.loss(found.module, positions).total_B.sum()
+    nats.backward()
+    with pytest.raises(AssertionError):
+        hold((float(nats.detach()), gradients(found.module)), wanted)
+
+
+def test_a_network_that_leaks_in_a_pack_is_never_packed(folders, monkeypatch):
+    """Whether packs are safe is found out by trying: attention that forgets the rows is noticed."""
+    found = exact(folders["llama"], ChatTask(), chats(system=False), head="causal")
+    real = engine.Pack.of.__func__
+
+    def forgetful(cls, mask):
+        pack = real(cls, mask)
+        return engine.Pack((engine.Node(0, pack.tokens, pack.tokens, 0),))
+
+    monkeypatch.setattr(engine.Pack, "of", classmethod(forgetful))
+    task = found.plain.suited(found.module)
+    assert not task.layout.packed
+    assert task.layout.why_not == "it answers otherwise in a pack"
+    assert found.module.config._attn_implementation == "sdpa"
+    hold(engines(found.module, task, found.examples), reference(found.module, found.plain, found.examples))
+
+
+def test_a_network_with_attention_of_its_own_is_padded_and_says_so(folders):
+    found = exact(folders["llama"], ChatTask(), chats(system=True), head="causal")
+    found.module.set_attn_implementation("eager")
+    task = found.plain.suited(found.module)
+    assert not task.layout.packed
+    said = tasks.reading(task, found.examples, tasks_section())
+    assert said == ("rows are padded, in batches of like length: its attention is eager",)
+    hold(engines(found.module, task, found.examples), reference(found.module, found.plain, found.examples))
+
+
+def tasks_section(**words):
+    from metier.recipe import TrainSection
+
+    return TrainSection(**words)
+
+
+def test_what_sharing_saves_and_which_rows_are_too_long_is_said(folders):
+    found = exact(folders["llama"], ChatTask(), chats(system=True), head="causal")
+    task = found.plain.suited(found.module)
+    (long,) = tasks.reading(task, found.examples, tasks_section(batch_size=7, micro_batch_tokens=40))
+    assert long == "7 rows are longer than train.micro_batch_tokens=40; each is read alone"
+    (shared,) = tasks.reading(task, found.examples, tasks_section(batch_size=7))
+    whole, read = sum(map(task.size, found.examples)), task.read(found.examples)
+    assert shared.endswith(f"tokens is shared by 7 rows: {whole / read:.1f}x fewer tokens are read")
+
+
+# ------------------------------------------------------------------------------------------------ head and loss
+
+
+@pytest.mark.parametrize("cap", [None, 3.0], ids=["plain", "capped"])
+@pytest.mark.parametrize("scale", [1.0, 0.125])
+@pytest.mark.parametrize("weighted", [False, True], ids=["alike", "weighted"])
+@pytest.mark.parametrize("places", [0, 1, 255, 256, 700])
+def test_the_chunked_head_is_the_whole_one(cap, scale, weighted, places):
+    chance = torch.Generator().manual_seed(places)
+    draw = lambda *shape: torch.randn(*shape, generator=chance, dtype=torch.float64)  # noqa: E731
+    hidden, weight, bias = (x.requires_grad_() for x in (draw(places, 12), draw(50, 12), draw(50)))
+    target = torch.randint(50, (places,), generator=chance)
+    given = torch.rand(places, generator=chance, dtype=torch.float64) if weighted else torch.full((places,), 0.5)
+    finish = engine.Finish(scale, cap)
+    nats = engine.cross_entropy(hidden, weight, bias, target, finish)
+    found = torch.autograd.grad((nats * given).sum(), (hidden, weight, bias))
+    plain = F.cross_entropy(finish(F.linear(hidden, weight, bias)), target, reduction="none")
+    wanted = torch.autograd.grad((plain * given).sum(), (hidden, weight, bias))
+    torch.testing.assert_close(nats, plain, rtol=1e-12, atol=1e-12)
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_a_capped_head_is_recognised(folders):
+    found = exact(folders["gemma3"], ChatTask(), chats(system=False), head="causal")
+    found.module.config.final_logit_softcapping = 3.0
+    task = found.plain.suited(found.module)
+    assert task.layout.finish == engine.Finish(1.0, 3.0)
+    hold(engines(found.module, task, found.examples), reference(found.module, found.plain, found.examples))
+
+
+# ------------------------------------------------------------------------------------------------ lean modules
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "mistral"])
+@pytest.mark.parametrize("variant", ["lora", "rslora"])
+def test_lean_modules_change_neither_loss_nor_gradient(folders, name, variant):
+    found = exact(folders[name], ChatTask(), chats(system=True), head="causal")
+    torch.manual_seed(1)
+    module = adapt(found.module, LoRAMethod(rank=3, variant=variant), head="causal").module.double()
+    for parameter_name, parameter in module.named_parameters():
+        if "lora_B" in parameter_name:
+            nn.init.normal_(parameter, std=0.1)
+    wanted = reference(module, found.plain, found.examples)
+    task = found.plain.suited(module)
+    before = {path: type(part) for path, part in module.named_modules()}
+    names = [parameter_name for parameter_name, _ in module.named_parameters()]
+    with lean(module):
+        kinds = [type(part).__name__ for part in module.modules()]
+        assert kinds.count("LoRALinear") == 7 * module.config.num_hidden_layers
+        assert kinds.count("RMSNorm") >= 2 * module.config.num_hidden_layers + 1
+        assert (name == "gemma3") != ("GatedMLP" in kinds)
+        assert [parameter_name for parameter_name, _ in module.named_parameters()] == names
+        hold(engines(module, task, found.examples), wanted)
+    assert {path: type(part) for path, part in module.named_modules()} == before
+    hold(engines(module, task, found.examples), wanted)
+
+
+@pytest.mark.parametrize("tokens", [3, 400])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_lean_lora_layer_is_pefts(tokens, bias):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(40, 24, bias=bias), nn.Tanh(), nn.Linear(24, 8, bias=bias)).double()
+    wrapped = get_peft_model(net, LoraConfig(target_modules=["0", "2"], r=4, lora_alpha=6)).double()
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    given = torch.randn(2, tokens, 40, dtype=torch.float64, requires_grad=True)
+    moving = [p for p in wrapped.parameters() if p.requires_grad]
+    plain = wrapped(given)
+    wanted = torch.autograd.grad(plain.square().sum(), [given, *moving])
+    with lean(wrapped):
+        found = wrapped(given)
+        slopes = torch.autograd.grad(found.square().sum(), [given, *moving])
+    torch.testing.assert_close(found, plain, rtol=1e-12, atol=1e-12)
+    for mine, theirs in zip(slopes, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "method", [LoRAMethod(rank=3, dropout=0.1), LoRAMethod(rank=3, variant="dora")], ids=["dropout", "dora"]
+)
+def test_what_peft_does_otherwise_goes_pefts_own_way(folders, method):
+    found = exact(folders["llama"], ChatTask(), chats(system=True), head="causal", dtype=torch.float32)
+    module = adapt(found.module, method, head="causal").module
+    task = found.plain.suited(module)
+    assert task.layout.packed
+    assert task.layout.shares == (method.dropout == 0)
+    with lean(module):
+        assert "LoRALinear" not in [type(part).__name__ for part in module.modules()]
+
+
+def test_nothing_below_the_lowest_adapter_has_a_gradient(folders):
+    """The graph ends where nothing moves any more: no slope is computed for what stands below."""
+    found = exact(folders["llama"], ChatTask(), chats(system=False), head="causal")
+    last = found.module.config.num_hidden_layers - 1
+    targets = (f"layers.{last}.mlp.down_proj",)
+    module = adapt(found.module, LoRAMethod(rank=2, targets=targets), head="causal").module.double()
+    task = found.plain.suited(module)
+    seen = []
+    layers = module.get_base_model().model.layers
+    for layer in layers:
+        layer.register_forward_hook(lambda _, __, out: seen.append(out.requires_grad))
+    with lean(module):
+        task.loss(module, task.collate(found.examples)).total_B.sum().backward()
+    assert seen == [False] * last + [True]
+
+
+# ------------------------------------------------------------------------------------------------ the real model
+
+
+def gsm8k():
+    path = Path(__file__).parents[3] / "shared/data/gsm8k/train.jsonl"
+    if not path.exists():
+        pytest.skip(f"needs {path}")
+    with path.open(encoding="utf-8") as file:
+        rows = [json.loads(next(file)) for _ in range(8)]
+    return [Completion(f"g:{i}", row["prompt"], row["completion"][:120]) for i, row in enumerate(rows)]
+
+
+def test_smollm2_on_eight_rows():
+    """The engine in float32 against the plain way in float64; the plain way in float32 is no nearer."""
+    model = models.load(ModelSection(base="demo:smollm2-135m"), head="causal")
+    torch.manual_seed(0)
+    module = adapt(model.module, LoRAMethod(rank=4), head="causal").module
+    for name, parameter in module.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.02)
+    plain = tasks.build(ChatTask(), model.tokenizer, head="causal", labels=(), context=8192, seed=0)
+    examples = plain.encode(gsm8k(), training=True)
+    twin = copy.deepcopy(module)
+    wanted = reference(with_exact_norms(twin.double()), plain, examples)
+    usual = reference(module, plain, examples)
+    task = plain.suited(module)
+    with lean(module):
+        found = engines(module, task, examples)
+    assert found[0] == pytest.approx(wanted[0], rel=LOSS)
+    assert error(found, wanted) <= max(GRADIENT, error(usual, wanted))
+
+
+def error(found, wanted):
+    """Distance of all gradients together, relative."""
+    apart = sum(float((found[1][name].double() - slope).square().sum()) for name, slope in wanted[1].items())
+    return math.sqrt(apart / sum(float(slope.square().sum()) for slope in wanted[1].values()))
