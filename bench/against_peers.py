@@ -156,12 +156,13 @@ def model_of(work: Work) -> str:
 def prepare(name: str, given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Write the rows of a work and say what every engine has to know of them."""
     work = WORKS[name]
-    steps, model = given.steps or work.steps, model_of(work)
+    steps, batch, model = given.steps or work.steps, given.batch or work.batch, model_of(work)
     everything = rows_of(work, given.data)
-    rows = everything[: steps * work.batch]
+    rows = everything[: steps * batch]
     counted = sizes(work, rows, model)
-    for part, kept in (("rows", rows), ("validation", everything[len(rows) : len(rows) + 2])):
-        text = "".join(json.dumps(row) + "\n" for row in kept)
+    ends = {"rows": (0, len(rows)), "validation": (len(rows), len(rows) + 2), "test": (len(rows) + 2, len(rows) + 4)}
+    for part, (first, last) in ends.items():
+        text = "".join(json.dumps(row) + "\n" for row in everything[first:last])
         scratch.joinpath(f"{name}.{part}.jsonl").write_text(text, "utf-8")
     labels = sorted({row["label"] for row in everything}) if work.kind == "classify" else []
     return {
@@ -169,12 +170,13 @@ def prepare(name: str, given: argparse.Namespace, scratch: Path) -> dict[str, An
         "work": name,
         "kind": work.kind,
         "method": work.method,
-        "batch": work.batch,
-        "micro": work.micro,
+        "batch": batch,
+        "micro": min(work.micro, batch),
         "steps": steps,
         "model": model,
         "rows": str(scratch / f"{name}.rows.jsonl"),
         "validation": str(scratch / f"{name}.validation.jsonl"),
+        "test": str(scratch / f"{name}.test.jsonl"),
         "labels": labels,
         "max_length": 512 if work.kind == "classify" else max(1024, *counted),
         "useful_tokens": sum(counted),
@@ -374,6 +376,7 @@ def main() -> None:
     parser.add_argument("--settings", type=words, default=[], help="only these settings, such as default,packed")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="padded optimizer steps of a pass instead of each work's own")
+    parser.add_argument("--batch", type=int, help="rows of a step instead of each work's own")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--before", default="", help='command put before each run, such as "flock FILE"')
     parser.add_argument("--table", type=Path, metavar="FILE.jsonl", help="print the tables of these results")

@@ -58,7 +58,9 @@ def settings(job: dict[str, Any]) -> dict[str, Any]:
         "precision": "32-true",
         "data": data(job),
         "train": train,
-        "eval": EvalArgs(interval=100_000, max_iters=1, initial_validation=False, final_validation=False),
+        "eval": EvalArgs(
+            interval=100_000, max_new_tokens=1, max_iters=1, initial_validation=False, final_validation=False
+        ),
         "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": job["learning_rate"]}},
     }
 

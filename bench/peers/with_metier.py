@@ -14,7 +14,7 @@ import yaml
 def recipe(job: dict[str, Any]) -> dict[str, Any]:
     """The recipe of a job."""
     chat = job["kind"] == "chat"
-    rows = {"train": job["rows"], "validation": job["validation"], "test": job["validation"]}
+    rows = {"train": job["rows"], "validation": job["validation"], "test": job["test"]}
     lora = {"kind": "lora", "rank": 8, "alpha": 16.0}
     return {
         "model": {"base": job["model"], "threads": job["threads"]},
