@@ -101,7 +101,7 @@ ENGINES = {
     "litgpt": ("default",),
     "llamafactory": ("default", "grouped", "packed"),
     "torchtune": ("default", "packed"),
-    "unsloth": ("default", "grouped", "packed"),
+    "unsloth": ("default", "grouped"),
     "trainer": ("default", "grouped"),
 }
 """The settings of each engine. The best of a peer is the fastest of its row; which one that is depends on the rows."""
@@ -166,7 +166,7 @@ def prepare(name: str, given: argparse.Namespace, scratch: Path) -> dict[str, An
         scratch.joinpath(f"{name}.{part}.jsonl").write_text(text, "utf-8")
     labels = sorted({row["label"] for row in everything}) if work.kind == "classify" else []
     return {
-        **packing(sum(counted) / steps, max(counted)),
+        **packing(counted, steps),
         "work": name,
         "kind": work.kind,
         "method": work.method,
@@ -185,13 +185,27 @@ def prepare(name: str, given: argparse.Namespace, scratch: Path) -> dict[str, An
     }
 
 
-def packing(step_tokens: float, longest: int) -> dict[str, int]:
+def packing(counted: Sequence[int], steps: int) -> dict[str, int]:
     """Length and number of packs that hold as much as a padded step.
 
-    About 2048 tokens each: a longer pack costs more in attention and gains nothing.
+    About 2048 tokens each: a longer pack costs more in attention and gains nothing. The length is the shortest at which
+    the rows fill whole steps, so that no peer computes a half-empty pack at the end of a pass as short as these.
     """
-    packs = max(1, round(step_tokens / 2048))
-    return {"packs": packs, "pack_length": max(math.ceil(step_tokens / packs), longest)}
+    packs = max(1, round(sum(counted) / steps / 2048))
+    length = math.ceil(max(sum(counted) / steps / packs, max(counted) + 1) / 8) * 8
+    while filled(counted, length) > steps * packs:
+        length += 8
+    return {"packs": packs, "pack_length": length}
+
+
+def filled(counted: Sequence[int], length: int) -> int:
+    """Packs of a length that the rows fill in their order, no row cut."""
+    packs, free = 0, 0
+    for size in counted:
+        if size >= free:
+            packs, free = packs + 1, length
+        free -= size
+    return packs
 
 
 # Runs

@@ -38,7 +38,7 @@ def arguments(job: dict[str, Any]) -> dict[str, Any]:
     packed = {
         "packing": True,
         "neat_packing": True,
-        "cutoff_len": job["pack_length"] + 1,  # it takes one away
+        "cutoff_len": job["pack_length"],
         "per_device_train_batch_size": job["packs"],
     }
     padded = {

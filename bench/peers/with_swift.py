@@ -10,7 +10,7 @@ import measure
 def arguments(job: dict[str, Any]) -> dict[str, Any]:
     """The options of `swift sft`."""
     lora = {"tuner_type": "lora", "lora_rank": 8, "lora_alpha": 16, "lora_dropout": 0, "target_modules": "all-linear"}
-    grouped = {"train_sampling_strategy": "group_by_length"} if job["settings"] == "grouped" else {}
+    grouped = {"group_by_length": "true"} if job["settings"] == "grouped" else {}
     return {
         "model": job["model"],
         "model_type": "llama",

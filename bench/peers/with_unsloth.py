@@ -1,4 +1,4 @@
-"""Unsloth's backend for CPUs under TRL's trainer: as it comes, grouped by length, or packed."""
+"""Unsloth's backend for CPUs under TRL's trainer: as it comes, or grouped by length; it packs on GPUs only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def prepared(job: dict[str, Any]) -> tuple[Any, Any]:
 
     model, tokenizer = FastLanguageModel.from_pretrained(
         job["model"],
-        max_seq_length=max(job["max_length"], job["pack_length"]),
+        max_seq_length=job["max_length"],
         dtype=torch.float32,
         load_in_4bit=False,
         full_finetuning=job["method"] == "full",
@@ -42,8 +42,7 @@ def main() -> None:
     meter = measure.Meter(job, unsloth.__version__)
     if job["settings"] == "grouped":
         measure.sort_whole_pass()
-    if job["settings"] in {"default", "grouped"}:
-        meter.end_after(job["steps"])
+    meter.end_after(job["steps"])
     model, tokenizer = prepared(job)
     trainer = SFTTrainer(
         model=model,
