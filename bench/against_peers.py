@@ -304,6 +304,7 @@ def last_line(out: Path) -> str:
     return (
         f"{line['useful_tokens'] / line['seconds']:.0f} tokens/s, {line['peak_memory_bytes'] / 1e6:.0f} MB, "
         f"start {line['first_step_seconds']:.1f} s, {line['steps']} steps, saw {line['seen_share']:.1%} of the tokens"
+        f"{', disturbed by other work' if disturbed(line) else ''}"
     )
 
 
@@ -337,7 +338,7 @@ def row(engine: str, settings: str, rounds: dict[int, dict[str, Any]], ours: dic
     cells = [
         engine,
         settings,
-        told([speed(line) for line in rounds.values()], ".0f"),
+        ", ".join(f"{speed(line):.0f}{'*' if disturbed(line) else ''}" for line in rounds.values()),
         f"{statistics.median(speed(line) for line in rounds.values()):.0f}",
         told(lead, ".2f"),
         f"{statistics.median(line['useful_tokens'] / line['cpu_seconds'] for line in rounds.values()):.0f}",
@@ -361,6 +362,11 @@ def speed(line: dict[str, Any]) -> float:
     return line["useful_tokens"] / line["seconds"]
 
 
+def disturbed(line: dict[str, Any]) -> bool:
+    """Whether other processes took more than a twentieth of the machine during a run."""
+    return line["others_cpu_seconds"] > 0.05 * os.cpu_count() * line["seconds"]
+
+
 def told(figures: Sequence[float], form: str) -> str:
     """Figures in a cell."""
     return ", ".join(f"{figure:{form}}" for figure in figures) or "-"
@@ -369,7 +375,7 @@ def told(figures: Sequence[float], form: str) -> str:
 def print_tables(file: Path) -> None:
     """All tables of a results file."""
     found = lines(file)
-    print(f"metier {importlib.metadata.version('metier')}; one pass over the same rows, the first step not counted\n")
+    print(f"metier {importlib.metadata.version('metier')}; one pass, the first step not counted; * other work ran\n")
     for work in dict.fromkeys(line["work"] for line in found):
         print("\n".join(table(found, work)).replace(" \n|", " |"))
 

@@ -29,10 +29,11 @@ SMALLEST_VOCABULARY = 20_000
 
 @dataclass(frozen=True)
 class Mark:
-    """The state of the process at the end of an optimizer step."""
+    """The state of the process at the end of an optimizer step; `busy` is what all processes of the machine used."""
 
     wall: float
     cpu: float
+    busy: float
     age: float
     seen: int
     memory: int
@@ -85,6 +86,7 @@ class Meter:
             "useful_tokens": round(self._job["useful_tokens"] * counted),
             "seconds": last.wall - first.wall,
             "cpu_seconds": last.cpu - first.cpu,
+            "others_cpu_seconds": max(0.0, (last.busy - first.busy) - (last.cpu - first.cpu)),
             "peak_memory_bytes": max(mark.memory for mark in self._marks),
             "first_step_seconds": first.age,
             "steps": len(self._marks),
@@ -95,7 +97,7 @@ class Meter:
     def _after_step(self, optimizer: Any, _args: Any, _kwargs: Any) -> None:
         if type(optimizer).__name__ == "AcceleratedOptimizer":
             return  # a wrapper; the optimizer inside is marked
-        self._marks.append(Mark(time.perf_counter(), time.process_time(), age(), self._seen, peak_memory()))
+        self._marks.append(Mark(time.perf_counter(), time.process_time(), busy(), age(), self._seen, peak_memory()))
         if len(self._marks) == self._last:
             self.finish()
             sys.stdout.flush()
@@ -123,6 +125,12 @@ def age() -> float:
     """Seconds since this process began."""
     began = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - began / os.sysconf("SC_CLK_TCK")
+
+
+def busy() -> float:
+    """Seconds that the machine's processors have worked: what others took of a run makes it unfit to be compared."""
+    user, nice, system = Path("/proc/stat").read_text().split()[1:4]
+    return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_memory() -> int:

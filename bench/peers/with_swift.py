@@ -13,6 +13,7 @@ def arguments(job: dict[str, Any]) -> dict[str, Any]:
     grouped = {"group_by_length": "true"} if job["settings"] == "grouped" else {}
     return {
         "model": job["model"],
+        "check_model": "false",  # it asks a hub for a newer one
         "model_type": "llama",
         "template": "chatml",
         "dataset": job["rows"],
