@@ -364,7 +364,7 @@ def speed(line: dict[str, Any]) -> float:
 
 def disturbed(line: dict[str, Any]) -> bool:
     """Whether other processes took more than a twentieth of the machine during a run."""
-    return line["others_cpu_seconds"] > 0.05 * os.cpu_count() * line["seconds"]
+    return line.get("others_cpu_seconds", 0.0) > 0.05 * os.cpu_count() * line["seconds"]
 
 
 def told(figures: Sequence[float], form: str) -> str:
