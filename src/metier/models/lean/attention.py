@@ -99,7 +99,7 @@ def attention(
         more.get("sliding_window"),
     )
     if dropout:
-        return _padded(query, key, value, how, dropout), None
+        return _dropped(query, key, value, how, dropout, prepared), None
     if query.device.type == "cpu":
         mixed: Tensor = _Blocks.apply(query, key, value, how)  # type: ignore[no-untyped-call]
         return mixed, None
@@ -245,22 +245,105 @@ def _added(hidden: Tensor, like: Tensor) -> Tensor:
     return torch.zeros(hidden.shape, dtype=like.dtype).masked_fill_(hidden, float("-inf"))[None, None]
 
 
-def _padded(query: Tensor, key: Tensor, value: Tensor, how: _How, dropout: float) -> Tensor:
-    """Every row padded to the longest, for dropout, which no flash kernel of the CPU does; only attention pays it."""
+def _dropped(query: Tensor, key: Tensor, value: Tensor, how: _How, dropout: float, prepared: dict[Any, Any]) -> Tensor:
+    """With attention dropout, which no flash kernel of the CPU does: rows of like length padded to one another."""
     if how.pack.shares or (how.window is not None and how.pack.longest > how.window):
         raise NotImplementedError("attention dropout with a shared beginning or a sliding window")
-    start_S, longest = torch.tensor([node.start for node in how.pack.nodes]), how.pack.longest
-    length_S = torch.tensor([node.length for node in how.pack.nodes])
-    real_SL = (torch.arange(longest)[None, :] < length_S[:, None]).to(query.device)
-    place_SL = (start_S[:, None] + torch.arange(longest)).clamp_(max=how.pack.tokens - 1).to(query.device)
-    q, k, v = (x[0].transpose(0, 1)[place_SL].transpose(1, 2) for x in (query, key, value))  # (S, H, L, D)
-    mask = real_SL[:, None, None, :]
-    if how.causal:
-        mask = mask & torch.ones(longest, longest, dtype=torch.bool, device=query.device).tril()
-    mixed = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, scale=how.scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
-    return mixed.transpose(1, 2)[real_SL][None]
+    if "like" not in prepared:
+        prepared["like"] = [_Like.of(nodes, query.device) for nodes in _like_lengths(how.pack)]
+    parts = []
+    for like in prepared["like"]:
+        q, k, v = (like.pad(x[0].transpose(0, 1)) for x in (query, key, value))
+        mask = like.real_SL[:, None, None, :]
+        if how.causal:
+            longest = like.real_SL.shape[1]
+            mask = mask & torch.ones(longest, longest, dtype=torch.bool, device=mask.device).tril()
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, scale=how.scale, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        parts.append(like.unpad(mixed))
+    return torch.cat(parts)[None]
+
+
+MOST_PADDED = 1.25
+"""Longest row beside the shortest of those that are padded to one another, where attention drops. Judgement."""
+
+
+def _like_lengths(pack: Pack) -> Iterator[list[Node]]:
+    """The rows of a pack in neighbours of like length."""
+    group: list[Node] = []
+    for node in pack.nodes:
+        lengths = [node.length, *(other.length for other in group)]
+        if group and max(lengths) > MOST_PADDED * min(lengths) + 2:
+            yield group
+            group = []
+        group.append(node)
+    yield group
+
+
+@dataclass(frozen=True, slots=True)
+class _Like:
+    """Neighbouring rows of like length, end to end and padded.
+
+    Attributes:
+        tokens: Where they stand in the pack.
+        place_P: For each padded place the token that stands there, counted from the first; padding names the last one.
+        back_T: For each token its padded place.
+        real_SL: Which padded places hold tokens.
+    """
+
+    tokens: slice
+    place_P: Tensor
+    back_T: Tensor
+    real_SL: Tensor
+
+    @classmethod
+    def of(cls, nodes: Sequence[Node], device: torch.device) -> _Like:
+        first, longest = nodes[0].start, max(node.length for node in nodes)
+        length_S1 = torch.tensor([[node.length] for node in nodes])
+        start_S1 = torch.tensor([[node.start - first] for node in nodes])
+        step_L = torch.arange(longest)
+        real_SL = step_L < length_S1
+        place_SL = start_S1 + torch.minimum(step_L, length_S1 - 1)
+        back_T = real_SL.flatten().nonzero()[:, 0]
+        return cls(slice(first, nodes[-1].end), place_SL.flatten().to(device), back_T.to(device), real_SL.to(device))
+
+    def pad(self, x_THD: Tensor) -> Tensor:
+        """(T, H, D) of the pack as (S, H, L, D)."""
+        flat = x_THD[self.tokens].flatten(1)
+        padded: Tensor = _Pad.apply(flat, self)  # type: ignore[no-untyped-call]
+        return padded.view(*self.real_SL.shape, *x_THD.shape[1:]).transpose(1, 2)
+
+    def unpad(self, x_SHLD: Tensor) -> Tensor:
+        """(S, H, L, D) as (T, H, D)."""
+        x_SLHD = x_SHLD.transpose(1, 2)
+        tokens: Tensor = _Unpad.apply(x_SLHD.flatten(0, 1).flatten(1), self)  # type: ignore[no-untyped-call]
+        return tokens.view(-1, *x_SLHD.shape[2:])
+
+
+class _Pad(torch.autograd.Function):
+    """A gather both ways: padding has no slope, for nothing sees it."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, like: _Like) -> Tensor:
+        ctx.like = like
+        return tokens.index_select(0, like.place_P)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return slope.index_select(0, ctx.like.back_T), None
+
+
+class _Unpad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, like: _Like) -> Tensor:
+        ctx.like = like
+        return padded.index_select(0, like.back_T)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        padded = slope.index_select(0, ctx.like.place_P)
+        return padded.mul_(ctx.like.real_SL.flatten()[:, None]), None
 
 
 def flexible(query: Tensor, key: Tensor, value: Tensor, how: _How, prepared: dict[Any, Any]) -> Tensor:

@@ -89,6 +89,27 @@ class _SwiGLU(torch.autograd.Function):
         return of_gate, of_up
 
 
+class Dropout(nn.Module):
+    """Dropout whose chances are drawn four at a time. Source: Srivastava et al. 2014, JMLR 15, 1929-1958."""
+
+    def __init__(self, p: float) -> None:
+        """Share of what is dropped, kept to a whole number of 65,536ths."""
+        super().__init__()
+        self.p, self._dropped = p, round(p * DRAWS)  # BERT's attention asks its dropout layer for p
+
+    def forward(self, given: Tensor) -> Tensor:
+        """What is given, with some of it zero and the rest scaled up; all of it outside of training."""
+        if not self.training:
+            return given
+        draws = torch.empty(-(-given.numel() // 4), dtype=torch.int64, device=given.device).random_(-(2**63), None)
+        kept = (draws.view(torch.int16)[: given.numel()] >= self._dropped - DRAWS // 2).view(given.shape)
+        return given * kept * (DRAWS / (DRAWS - self._dropped))
+
+
+DRAWS = 1 << 16
+"""Values of a 16-bit draw."""
+
+
 def _pieces(*tensors: Tensor) -> Any:
     """The same tokens of every tensor, a few at a time; a device takes them all at once."""
     flat = [tensor.flatten(0, -2) for tensor in tensors]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from metier.models.lean.pointwise import GatedMLP, RMSNorm
+from metier.models.lean.pointwise import Dropout, GatedMLP, RMSNorm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -58,6 +58,8 @@ class Pointwise:
 
     def __call__(self, module: nn.Module) -> nn.Module | None:
         """What stands for a module, or None."""
+        if type(module) is nn.Dropout and 0.0 < module.p < 1.0:
+            return Dropout(module.p)
         for offset in (0.0, 1.0):
             made = _norm(module, offset) or (_gated(module) if not offset else None)
             kind = (type(module), offset)
