@@ -20,7 +20,7 @@ from metier import models, tasks
 from metier.adapt import adapt, lean
 from metier.data.records import Completion, Conversation, Labelled, Message
 from metier.models import lean as engine
-from metier.recipe import ChatTask, ClassifyTask, CompleteTask, LoRAMethod, ModelSection
+from metier.recipe import ChatTask, ClassifyTask, CompleteTask, FreezeMethod, LoRAMethod, ModelSection
 from metier.tasks import causal
 
 LOSS, GRADIENT = 1e-6, 1e-5
@@ -384,6 +384,60 @@ def test_nothing_below_the_lowest_adapter_has_a_gradient(folders):
     with lean(module):
         task.loss(module, task.collate(found.examples)).total_B.sum().backward()
     assert seen == [False] * last + [True]
+
+
+# ------------------------------------------------------------------------------------------------ kept states
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize("room", [1 << 30, 0], ids=["memory", "file"])
+@pytest.mark.parametrize("method", ["lora", "freeze"])
+def test_states_below_everything_that_moves_are_computed_once(folders, name, room, method):
+    found = exact(folders[name], ChatTask(), chats(system=True), head="causal")
+    last = found.module.config.num_hidden_layers - 1
+    torch.manual_seed(1)
+    how = (
+        LoRAMethod(rank=2, targets=(f"layers.{last}.self_attn.q_proj",)) if method == "lora" else FreezeMethod(blocks=1)
+    )
+    module = adapt(found.module, how, head="causal").module.double()
+    for parameter_name, parameter in module.named_parameters():
+        if "lora_B" in parameter_name:
+            nn.init.normal_(parameter, std=0.1)
+    wanted = reference(module, found.plain, found.examples)
+    task = found.plain.suited(module)
+    assert task.layout.packed
+    assert not task.layout.shares
+    names = [parameter_name for parameter_name, p in module.named_parameters() if p.requires_grad]
+    store, ran = engine.Store(room), []
+    with lean(module, store) as kept:
+        assert kept is store
+        assert [parameter_name for parameter_name, p in module.named_parameters() if p.requires_grad] == names
+        stack = module.get_base_model().model.layers if method == "lora" else module.model.layers
+        stack[0].block.register_forward_hook(lambda *_: ran.append(1))
+        live = engines(module, task, found.examples)
+        assert (len(ran), store.served) == (1, 0)
+        again = engines(module, task, found.examples)
+        cut = engines(module, task, found.examples, 60)  # other packs, the same rows
+        assert len(ran) == 1
+        assert store.served == 2 * sum(map(task.size, found.examples))
+        assert (store.in_file_bytes > 0) == (room == 0)
+    assert live[0] == again[0]
+    assert all(torch.equal(slope, again[1][key]) for key, slope in live[1].items())
+    for case in (live, again, cut):
+        hold(case, wanted)
+    with lean(module, store):  # another run on the same base
+        hold(engines(module, task, found.examples), wanted)
+    assert store.served == 3 * sum(map(task.size, found.examples))
+
+
+def test_nothing_is_kept_where_the_first_block_moves_or_something_is_dropped(folders):
+    found = exact(folders["llama"], ChatTask(), chats(system=False), head="causal", dtype=torch.float32)
+    with lean(found.module) as kept:  # everything moves
+        assert kept is None
+    module = adapt(found.module, LoRAMethod(rank=2), head="causal").module
+    assert engine.trunk_depth(module) == 0
+    gpt2 = models.load(ModelSection(base=str(folders["gpt2"])), head="causal").module
+    assert engine.trunk_depth(adapt(gpt2, FreezeMethod(blocks=1), head="causal").module) == 0
 
 
 # ------------------------------------------------------------------------------------------------ the real model

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metier.models.lean import Pointwise, agree, swapped, working
+from metier.models.lean import Pointwise, Store, agree, remembered, swapped, working
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,10 +23,19 @@ it to inputs and outputs: both are passes over memory, of that many numbers each
 
 
 @contextmanager
-def lean(module: nn.Module) -> Iterator[None]:
-    """Let our modules stand for the network's while the block runs: the same answers, gradients and names."""
-    with swapped(module, (LoRALayers(), Pointwise())):
-        yield
+def lean(module: nn.Module, store: Store | None = None) -> Iterator[Store | None]:
+    """Let our modules stand for the network's while the block runs: the same answers, gradients and names.
+
+    Args:
+        module: What trains.
+        store: Where states below everything that moves are kept, for several runs on one base; None keeps them for
+            this block alone.
+
+    Yields:
+        The store, or None where something moves in every block.
+    """
+    with remembered(module, store) as kept, swapped(module, (LoRALayers(), Pointwise())):
+        yield kept
 
 
 class LoRALinear(nn.Module):

@@ -9,6 +9,7 @@ from metier.models.lean.layout import PADDED, Layout, at_first_tokens, base_of, 
 from metier.models.lean.numbers import exact, working
 from metier.models.lean.pack import LEAST_SHARED, Node, Pack, Packed, in_order, lay
 from metier.models.lean.swap import Pointwise, agree, swapped
+from metier.models.lean.trunk import Store, remembered, trunk_depth
 from metier.models.structure import output_layer
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Pack",
     "Packed",
     "Pointwise",
+    "Store",
     "agree",
     "at_first_tokens",
     "base_of",
@@ -32,6 +34,8 @@ __all__ = [
     "lay",
     "layout",
     "output_layer",
+    "remembered",
     "swapped",
+    "trunk_depth",
     "working",
 ]

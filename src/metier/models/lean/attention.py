@@ -41,6 +41,17 @@ class _How:
     window: int | None
 
 
+def pack_of(mask: Any) -> Pack | None:
+    """The pack that an attention mask stands for; None where it is an ordinary mask, or no tensor at all."""
+    if not isinstance(mask, torch.Tensor) or mask.dtype != torch.int64 or mask.ndim != 4:
+        return None
+    prepared = _known.setdefault(mask, {})
+    if "pack" not in prepared:
+        prepared["pack"] = Pack.of(mask)
+    pack: Pack = prepared["pack"]
+    return pack
+
+
 def register() -> None:
     """Enter `attention` into transformers' table, with SDPA's own masks for everything that is no pack."""
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -78,7 +89,8 @@ def attention(
     Raises:
         NotImplementedError: If the architecture asks for something that a pack cannot give.
     """
-    if attention_mask is None or attention_mask.dtype != torch.int64 or attention_mask.ndim != 4:
+    pack = pack_of(attention_mask)
+    if pack is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         plain: tuple[Tensor, None] = sdpa_attention_forward(
@@ -88,12 +100,10 @@ def attention(
     asked = [name for name in ("softcap", "s_aux", "position_bias", "head_mask") if more.get(name) is not None]
     if asked or query.shape[0] != 1 or query.shape[2] != key.shape[2]:
         raise NotImplementedError(f"packed attention with {', '.join(asked) or 'a cache'}")
-    prepared = _known.setdefault(attention_mask, {})
-    if "pack" not in prepared:
-        prepared["pack"] = Pack.of(attention_mask)
+    prepared = _known[attention_mask]
     causal = more.get("is_causal")
     how = _How(
-        prepared["pack"],
+        pack,
         bool(getattr(module, "is_causal", True) if causal is None else causal),
         query.shape[-1] ** -0.5 if scaling is None else scaling,
         more.get("sliding_window"),

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from metier.models.lean.attention import NAME, register
 from metier.models.lean.head import Finish
 from metier.models.lean.pack import lay
+from metier.models.lean.trunk import drops, trunk_depth
 from metier.models.structure import head_names, output_layer
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def layout(module: nn.Module) -> Layout:
     """Try packing, sharing and the head of a network on a few random rows; its attention is set to match.
 
     What answers otherwise than row by row, or raises, is not done. Dropout forbids sharing: a beginning computed once
-    would be dropped alike for every row.
+    would be dropped alike for every row; and where the lower blocks stand still, rows are kept whole instead.
 
     Args:
         module: The network, bare or with an adapter around it.
@@ -84,7 +85,7 @@ def layout(module: nn.Module) -> Layout:
         if why_not:
             return Layout(finish=finish, why_not=why_not)
         shared = replace(packed, shares=True)
-        if finish is None or _drops(network) or _try(module, network, rows, plain, shared):
+        if finish is None or drops(network) or trunk_depth(module) or _try(module, network, rows, plain, shared):
             return packed
         return shared
 
@@ -233,13 +234,6 @@ def _calm(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.train(was_training)
-
-
-def _drops(network: nn.Module) -> bool:
-    """Whether anything is dropped in training."""
-    config: Any = getattr(network, "config", None)
-    rates = [getattr(config, name, 0.0) or 0.0 for name in ("attention_dropout", "attn_pdrop")]
-    return any(rates) or any(isinstance(part, nn.Dropout) and part.p > 0 for part in network.modules())
 
 
 def _close(found: Tensor, wanted: Tensor) -> bool:

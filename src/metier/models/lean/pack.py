@@ -32,12 +32,14 @@ class Node(NamedTuple):
         end: One past the last token.
         reach: One past the last token of everything that goes on from it; `end` where nothing does.
         depth: Tokens that stand before it in its rows: the position of its first token.
+        row: A number for the row that it is taken from: equal rows have equal numbers, others practically never.
     """
 
     start: int
     end: int
     reach: int
     depth: int
+    row: int = 0
 
     @property
     def length(self) -> int:
@@ -57,7 +59,7 @@ class Pack:
         return cls(tuple(Node(*row) for row in mask[0, 0].tolist()))
 
     def mask(self) -> Tensor:
-        """The pack as an attention mask, shape (1, 1, S, 4), int64."""
+        """The pack as an attention mask, shape (1, 1, S, 5), int64."""
         return torch.tensor([[list(self.nodes)]], dtype=torch.int64)
 
     @property
@@ -173,7 +175,7 @@ class _Laying:
 
     def _put(self, row: int, depth: int, end: int) -> int:
         start = self.nodes[-1].end if self.nodes else 0
-        self.nodes.append(Node(start, start + end - depth, start + end - depth, depth))
+        self.nodes.append(Node(start, start + end - depth, start + end - depth, depth, hash(tuple(self._rows[row]))))
         self.pieces.append((row, depth, end))
         return len(self.nodes) - 1
 
