@@ -448,8 +448,9 @@ def gsm8k():
     if not path.exists():
         pytest.skip(f"needs {path}")
     with path.open(encoding="utf-8") as file:
-        rows = [json.loads(next(file)) for _ in range(8)]
-    return [Completion(f"g:{i}", row["prompt"], row["completion"][:120]) for i, row in enumerate(rows)]
+        rows = [json.loads(next(file)) for _ in range(400)]
+    short = sorted(rows, key=lambda row: len(row["prompt"] + row["completion"]))[:8]
+    return [Completion(f"g:{i}", row["prompt"], row["completion"]) for i, row in enumerate(short)]
 
 
 def test_smollm2_on_eight_rows():
