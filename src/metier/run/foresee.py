@@ -81,6 +81,7 @@ def _stepper(job: Job, device: Any) -> Callable[[int], Sample]:
                 optimizer,
                 precision=precision,
                 max_grad_norm=recipe.train.max_grad_norm,
+                during_backward=recipe.train.optimizer.during_backward,
             )
         seconds = time.perf_counter() - began
         return planning.Sample(tokens=task.read(rows), peak_bytes=meter.phases[0].peak_memory_bytes, seconds=seconds)

@@ -117,8 +117,8 @@ def _set_up(job: Job, folder: RunFolder) -> Setup:
     recipe = job.recipe
     device = choose_device(recipe)
     precision = training.choose(recipe.train, device)
-    if precision.name == "bf16" and not isinstance(recipe.method, LoRAMethod):
-        log.warn(training.PURE_BF16_WARNING)
+    if precision.name == "bf16":
+        log.note(training.PURE_BF16_NOTE)
     model = job.load()
     precision.place(model.module)
     job = replace(job, task=job.task.suited(model.module))

@@ -4,10 +4,10 @@ from metier.training import checkpoint
 from metier.training.course import Outcome, Places, read_metrics, run
 from metier.training.loop import fit, train_step
 from metier.training.optim import build_optimizer, build_schedule
-from metier.training.precision import PURE_BF16_WARNING, Precision, choose
+from metier.training.precision import PURE_BF16_NOTE, Precision, choose
 
 __all__ = [
-    "PURE_BF16_WARNING",
+    "PURE_BF16_NOTE",
     "Outcome",
     "Places",
     "Precision",
