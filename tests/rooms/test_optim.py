@@ -11,12 +11,24 @@ import torch
 from torch import nn
 
 from metier import models
-from metier.adapt import adapt
+from metier.adapt import adapt, lean
 from metier.core import DataError, DivergedError, InterruptedRunError, Loss, RecipeError
-from metier.data.records import Completion
-from metier.recipe import Adam, AdamW, ChatTask, FullMethod, LoRAMethod, ModelSection, TrainSection, parse
+from metier.data.records import Completion, Labelled
+from metier.planning.memory import NUMBERS
+from metier.recipe import (
+    Adam,
+    AdamW,
+    ChatTask,
+    ClassifyTask,
+    CompleteTask,
+    FullMethod,
+    LoRAMethod,
+    ModelSection,
+    TrainSection,
+    parse,
+)
 from metier.tasks import build, score
-from metier.training import Places, Precision, build_optimizer, checkpoint, read_metrics, run, train_step
+from metier.training import Places, Precision, build_optimizer, checkpoint, read_metrics, recomputing, run, train_step
 from metier.training.rounding import RoundedAdam, rounded
 
 CPU = Precision("fp32", torch.device("cpu"))
@@ -443,3 +455,99 @@ class TestAdamOnBf16:
         optimizer = RoundedAdam([nn.Parameter(torch.ones(2))], learning_rate=0.1, betas=(0.9, 0.99), seed=0)
         with pytest.raises(TypeError):
             optimizer.step(lambda: 0.0)
+
+
+# ------------------------------------------------------------------------------------------------ computed again
+
+
+def gradients(module, task, batch, *, again, seed=3):
+    """Each gradient of a batch, and the bytes that autograd kept for it."""
+    kept = []
+
+    def pack(tensor):
+        kept.append(tensor)
+        return tensor
+
+    module.train()
+    module.zero_grad(set_to_none=True)
+    with lean(module), recomputing(module, wanted=again) as does:
+        torch.manual_seed(seed)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = task.loss(module, batch).total_B.sum()
+        loss.backward()
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+    found = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+    return does, float(loss.detach()), found, sum(storages.values())
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("families")
+    return {name: tiny.make(name, root / name) for name in ("llama", "gemma3", "gpt2", "bert", "t5")}
+
+
+class TestActivationsComputedAgain:
+    @pytest.mark.parametrize("method", [FullMethod(), LoRAMethod(rank=2, dropout=0.2)], ids=["full", "lora"])
+    @pytest.mark.parametrize(
+        ("name", "head"),
+        [("llama", "causal"), ("gemma3", "causal"), ("gpt2", "causal"), ("bert", "classifier"), ("t5", "seq2seq")],
+    )
+    def test_the_gradient_is_the_same_and_less_is_kept(self, folders, name, head, method):
+        if head == "classifier":
+            section, labels = ClassifyTask(), ("a", "b")
+            rows = tuple(Labelled(row.where, row.prompt, labels[n % 2]) for n, row in enumerate(ROWS))
+        else:
+            section, labels, rows = (ChatTask() if head == "seq2seq" else CompleteTask()), (), ROWS
+        model = models.load(ModelSection(base=str(folders[name])), head=head, labels=labels)
+        task = build(section, model.tokenizer, head=head, labels=labels, context=tiny.CONTEXT, seed=0)
+        module = adapt(model.module, method, head=head, base_name="tiny", new=model.new).module
+        task = task.suited(module)
+        batch = task.collate(task.encode(rows, training=True)[:6])
+        does, loss, wanted, kept = gradients(module, task, batch, again=False)
+        does_again, loss_again, found, kept_again = gradients(module, task, batch, again=True)
+        assert (does, does_again) == (False, True)
+        assert loss_again == pytest.approx(loss, rel=1e-6)
+        assert found.keys() == wanted.keys()
+        for key, gradient in wanted.items():
+            assert (found[key] - gradient).abs().max() <= 1e-6 * gradient.abs().max().clamp(min=1e-3), key
+        assert kept_again < 0.7 * kept
+        # Afterwards the network is as it was.
+        assert gradients(module, task, batch, again=False)[3] == pytest.approx(kept, rel=0.1)
+
+    @pytest.mark.parametrize(("precision", "width"), [("fp32", 4), ("mixed", 4), ("bf16", 2)])
+    def test_what_stays_of_a_block_is_the_residual_stream(self, precision, width):
+        from transformers import AutoModelForCausalLM, LlamaConfig
+
+        def kept(layers, rows):
+            sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": layers, "vocab_size": 32}
+            config = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)
+            module = AutoModelForCausalLM.from_config(config).train()
+            Precision(precision, torch.device("cpu")).place(module)
+            parameters = {p.untyped_storage().data_ptr() for p in module.parameters()}
+            seen, alive = {}, []
+
+            def pack(tensor):
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in parameters:
+                    seen[storage.data_ptr()] = storage.nbytes()
+                    alive.append(tensor)
+                return tensor
+
+            ids = torch.zeros(rows, 128, dtype=torch.long)
+            with (
+                recomputing(module, wanted=True),
+                Precision(precision, torch.device("cpu")).arithmetic(),
+                torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+            ):
+                module(input_ids=ids, use_cache=False).logits.float().sum()
+            return sum(seen.values())
+
+        rows = [kept(layers, 2) - kept(layers, 1) for layers in (1, 2, 3)]
+        numbers = NUMBERS[precision]
+        assert numbers.other == width
+        per_block = [(rows[2] - rows[1]) / 128, (rows[1] - rows[0]) / 128]
+        assert per_block[0] == per_block[1] == pytest.approx(width * 64, rel=0.01)
+
+    def test_a_network_that_cannot_says_so_and_trains_on(self):
+        with recomputing(nn.Linear(2, 2), wanted=True) as does:
+            assert not does

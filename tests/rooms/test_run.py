@@ -14,7 +14,7 @@ import pytest
 import tiny
 
 import metier
-from metier import evaluation, models, run
+from metier import evaluation, models, run, training
 from metier.core import BusyError, RecipeError, StorageError
 from metier.evaluation import METRICS
 from metier.recipe import parse
@@ -378,3 +378,15 @@ class TestFind:
         with pytest.raises(RecipeError, match="not finished") as caught:
             metier.load(tmp_path)
         assert "metier train" in caught.value.faults[0].hint
+
+
+class TestMemory:
+    def test_activations_are_computed_again_on_request_and_said_so(self, place, trained, capsys):
+        usual = trained("chat-full")
+        job_again = job(
+            place, "chat-full", train={"activation_checkpointing": "on"}, export={"folder": str(place / "again")}
+        )
+        found = metier.train(job_again)
+        assert "activations are computed again in the backward pass: about " in notes(capsys)
+        losses = [[line["loss"] for line in training.read_metrics(r.path / "metrics.jsonl")] for r in (usual, found)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)

@@ -14,7 +14,7 @@ from metier.run.job import choose_device, learning_rate
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from metier.planning import Plan
+    from metier.planning import MethodPlan, Plan
     from metier.planning.probing import Sample
     from metier.run.job import Job
 
@@ -36,12 +36,14 @@ def plan_job(job: Job, *, probe: bool) -> Plan:
         return plan
     log.note(f"probing {recipe.method.kind} with a few real steps")
     small, large = min(plan.micro_batch_tokens // 2, 512), plan.micro_batch_tokens
-    measured = planning.probe(_stepper(job, device), small=small, large=max(large, small + 1))
+    method = plan.method(recipe.method.kind)
+    step = _stepper(job, device, checkpointing=method is not None and method.checkpointing)
+    measured = planning.probe(step, small=small, large=max(large, small + 1))
     return planning.confirm(plan, recipe.method.kind, measured)
 
 
-def warn_if_too_large(job: Job) -> None:
-    """Tell the user before the work starts when, by formula, memory will not do."""
+def foresee(job: Job) -> MethodPlan | None:
+    """What the run will take by formula; tells the user before the work starts when memory will not do."""
     plan = job.plan(flops_per_second=None)
     method = plan.method(job.recipe.method.kind)
     if method is not None and method.fits is False and plan.machine.memory_bytes is not None:
@@ -49,9 +51,10 @@ def warn_if_too_large(job: Job) -> None:
             f"this run may need {method.peak_bytes / 1e9:.1f} GB; {plan.machine.memory_bytes / 1e9:.1f} GB are free: "
             "lower train.micro_batch_tokens, or see `metier plan`"
         )
+    return method
 
 
-def _stepper(job: Job, device: Any) -> Callable[[int], Sample]:
+def _stepper(job: Job, device: Any, *, checkpointing: bool) -> Callable[[int], Sample]:
     """Loads the model and gives a function that takes one real step of about so many tokens."""
     recipe = job.recipe
     precision = training.choose(recipe.train, device)
@@ -73,7 +76,8 @@ def _stepper(job: Job, device: Any) -> Callable[[int], Sample]:
         meter = Meter()
         adapted.module.train()
         began = time.perf_counter()
-        with meter.phase("probe"), adapt.lean(adapted.module):
+        recomputing = training.recomputing(adapted.module, wanted=checkpointing)
+        with meter.phase("probe"), adapt.lean(adapted.module), recomputing:
             training.train_step(
                 adapted.module,
                 task,

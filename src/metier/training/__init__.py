@@ -5,6 +5,7 @@ from metier.training.course import Outcome, Places, read_metrics, run
 from metier.training.loop import fit, train_step
 from metier.training.optim import build_optimizer, build_schedule
 from metier.training.precision import PURE_BF16_NOTE, Precision, choose
+from metier.training.recomputing import recomputing
 
 __all__ = [
     "PURE_BF16_NOTE",
@@ -17,6 +18,7 @@ __all__ = [
     "choose",
     "fit",
     "read_metrics",
+    "recomputing",
     "run",
     "train_step",
 ]
