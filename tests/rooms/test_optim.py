@@ -3,6 +3,7 @@
 import copy
 import math
 import os
+import shutil
 import signal
 
 import pytest
@@ -28,7 +29,18 @@ from metier.recipe import (
     parse,
 )
 from metier.tasks import build, score
-from metier.training import Places, Precision, build_optimizer, checkpoint, read_metrics, recomputing, run, train_step
+from metier.training import (
+    Places,
+    Precision,
+    build_optimizer,
+    check_compiler,
+    checkpoint,
+    compiled,
+    read_metrics,
+    recomputing,
+    run,
+    train_step,
+)
 from metier.training.rounding import RoundedAdam, rounded
 
 CPU = Precision("fp32", torch.device("cpu"))
@@ -551,3 +563,47 @@ class TestActivationsComputedAgain:
     def test_a_network_that_cannot_says_so_and_trains_on(self):
         with recomputing(nn.Linear(2, 2), wanted=True) as does:
             assert not does
+
+
+# ------------------------------------------------------------------------------------------------ compiled
+
+
+class TestCompiled:
+    def test_without_a_compiler_it_is_refused_with_what_to_do(self, monkeypatch):
+        monkeypatch.setenv("CXX", "no-such-compiler")
+        with pytest.raises(RecipeError, match="needs a C\\+\\+ compiler, and no-such-compiler is not there") as caught:
+            check_compiler(torch.device("cpu"))
+        assert "train.compile" in caught.value.faults[0].hint
+        with pytest.raises(RecipeError, match="mps is none"):
+            check_compiler(torch.device("mps"))
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+    @pytest.mark.filterwarnings("ignore")  # torch's compiler has some of its own
+    def test_a_compiled_network_has_the_same_loss_and_gradient(self, base, tmp_path, monkeypatch):
+        monkeypatch.setenv("METIER_CACHE", str(tmp_path))
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+        module = base.fresh().train()
+        task = base.task.suited(module)
+
+        def taken(rows):
+            module.zero_grad(set_to_none=True)
+            loss = task.loss(module, task.collate(base.examples[:rows])).total_B.sum()
+            loss.backward()
+            return float(loss.detach()), {name: p.grad.clone() for name, p in module.named_parameters()}
+
+        wanted = [taken(rows) for rows in (3, 6)]
+        with compiled(module) as count:
+            assert count == 2
+            found = [taken(rows) for rows in (3, 6)]
+        for (loss, slopes), (loss_found, slopes_found) in zip(wanted, found, strict=True):
+            assert loss_found == pytest.approx(loss, rel=1e-5)
+            for name, slope in slopes.items():
+                torch.testing.assert_close(slopes_found[name], slope, rtol=1e-4, atol=1e-4)
+        assert any((tmp_path / "compiled").rglob("*"))
+        assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+        assert taken(3)[0] == wanted[0][0]
+
+    def test_a_network_without_blocks_is_left_as_it_is(self):
+        with compiled(nn.Linear(2, 2)) as count:
+            assert count == 0

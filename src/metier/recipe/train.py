@@ -125,6 +125,8 @@ class TrainSection(Section):
     """"fp32": all in single precision. "mixed": bf16 arithmetic on fp32 weights. "bf16": weights too, rounded up or down by chance so that small updates are not lost. "auto": mixed on a GPU that has bf16, else fp32."""
     activation_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Keep of each block only what goes into it and compute the rest again in the backward pass: the same gradient in much less memory, for about a third more time. "auto" does so only where the plan says that the run would not fit otherwise. Source: Chen et al. 2016, arXiv:1604.06174."""
+    compile: bool = False
+    """Compile the network's blocks with torch before the first step: some minutes for later steps that may be faster; `metier plan --probe` measures both. Needs a C++ compiler on a CPU, triton on a GPU."""
     seed: int = Field(default=0, ge=0)
     """Seed of the new parameters, the order of the rows, dropout and the rounding of bf16 weights."""
 

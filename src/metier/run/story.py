@@ -22,7 +22,7 @@ from metier.core.version import __version__
 from metier.recipe import LoRAMethod, Recipe, dump
 from metier.run import environment
 from metier.run.folder import RunFolder, claim, enter, write_facts
-from metier.run.foresee import foresee
+from metier.run.foresee import fast, foresee
 from metier.run.job import Job, choose_device, learning_rate, say
 from metier.run.preparation import prepare
 
@@ -119,6 +119,8 @@ def measure_base(job: Job, model: Model) -> Measured:
 def _set_up(job: Job, folder: RunFolder, planned: MethodPlan | None) -> Setup:
     recipe = job.recipe
     device = choose_device(recipe)
+    if recipe.train.compile:
+        training.check_compiler(device)
     precision = training.choose(recipe.train, device)
     if precision.name == "bf16":
         log.note(training.PURE_BF16_NOTE)
@@ -193,7 +195,7 @@ def _train(setup: Setup, adapted: Adapted, *, keep_start: bool) -> training.Outc
     task = job.task.suited(adapted.module)
     for text in tasks.reading(task, job.train, job.recipe.train):
         log.note(text)
-    with adapt.lean(adapted.module), _checkpointing(setup, adapted.module):
+    with fast(job.recipe.train, adapted.module), _checkpointing(setup, adapted.module):
         outcome = training.run(
             adapted.module,
             task,

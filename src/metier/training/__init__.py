@@ -1,6 +1,7 @@
 """How weights move: one loop for every task and every model."""
 
 from metier.training import checkpoint
+from metier.training.compiling import check_compiler, compiled
 from metier.training.course import Outcome, Places, read_metrics, run
 from metier.training.loop import fit, train_step
 from metier.training.optim import build_optimizer, build_schedule
@@ -14,8 +15,10 @@ __all__ = [
     "Precision",
     "build_optimizer",
     "build_schedule",
+    "check_compiler",
     "checkpoint",
     "choose",
+    "compiled",
     "fit",
     "read_metrics",
     "recomputing",
