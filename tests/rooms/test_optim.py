@@ -569,6 +569,11 @@ class TestActivationsComputedAgain:
 
 
 class TestCompiled:
+    def test_it_does_not_go_with_blocks_that_are_computed_again(self):
+        with pytest.raises(RecipeError, match=r"train\.compile is True.*passes over blocks"):
+            recipe(compile=True, activation_checkpointing="on")
+        assert recipe(compile=True).train.compile
+
     def test_without_a_compiler_it_is_refused_with_what_to_do(self, monkeypatch):
         monkeypatch.setenv("CXX", "no-such-compiler")
         with pytest.raises(RecipeError, match="needs a C\\+\\+ compiler, and no-such-compiler is not there") as caught:

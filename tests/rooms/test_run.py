@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -381,6 +382,28 @@ class TestFind:
 
 
 class TestMemory:
+    def test_a_step_inside_the_backward_pass_gives_the_same_result(self, place):
+        usual, early = (
+            metier.train(
+                job(
+                    place,
+                    "chat-full",
+                    train={"max_grad_norm": None, "optimizer": {"during_backward": inside}},
+                    export={"folder": str(place / f"inside-{inside}")},
+                )
+            )
+            for inside in (False, True)
+        )
+        assert [(usual.path / "model.safetensors").read_bytes()] == [(early.path / "model.safetensors").read_bytes()]
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+    @pytest.mark.filterwarnings("ignore")  # torch's compiler has some of its own
+    def test_a_probe_tells_what_compiling_gives(self, place):
+        found = metier.plan(job(place, "chat-full", train={"compile": True, "batch_size": 4}), probe=True)
+        assert any(note.startswith("compiling took ") for note in found.notes)
+        assert found.method("full").basis == "probe"
+
     def test_activations_are_computed_again_on_request_and_said_so(self, place, trained, capsys):
         usual = trained("chat-full")
         job_again = job(

@@ -130,6 +130,16 @@ class TrainSection(Section):
     seed: int = Field(default=0, ge=0)
     """Seed of the new parameters, the order of the rows, dropout and the rounding of bf16 weights."""
 
+    @field_validator("compile")
+    @classmethod
+    def _compiles_what_is_kept(cls, compile_: bool, info: ValidationInfo) -> bool:  # noqa: FBT001 - pydantic calls it
+        if compile_ and info.data.get("activation_checkpointing") == "on":
+            raise ValueError(
+                "torch's compiler passes over blocks that are computed again: "
+                "set one of train.compile and train.activation_checkpointing to false and off"
+            )
+        return compile_
+
     @field_validator("max_grad_norm")
     @classmethod
     def _no_norm_before_the_end(cls, norm: float | None, info: ValidationInfo) -> float | None:

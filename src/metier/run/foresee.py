@@ -66,9 +66,11 @@ def _said_of_compiling(plain: float, taken: Sequence[float], tokens: int) -> str
 
 
 @contextmanager
-def fast(section: TrainSection, module: nn.Module) -> Iterator[None]:
+def fast(section: TrainSection, module: nn.Module, *, checkpointing: bool) -> Iterator[None]:
     """Make a network's steps fast while the `with` runs: compiled blocks where asked for, else our own modules."""
-    if not section.compile:
+    if section.compile and checkpointing:
+        log.warn("train.compile: torch's compiler passes over blocks that are computed again, so nothing is compiled")
+    if not section.compile or checkpointing:
         with adapt.lean(module):
             yield
         return
@@ -119,7 +121,7 @@ class _Bench:
     def engine(self, section: TrainSection) -> Iterator[None]:
         """The network as the run would train it."""
         recomputing = training.recomputing(self._module, wanted=self._checkpointing)
-        with fast(section, self._module), recomputing:
+        with fast(section, self._module, checkpointing=self._checkpointing), recomputing:
             yield
 
     def seconds(self, sizes: Sequence[int]) -> list[float]:

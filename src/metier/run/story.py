@@ -195,7 +195,11 @@ def _train(setup: Setup, adapted: Adapted, *, keep_start: bool) -> training.Outc
     task = job.task.suited(adapted.module)
     for text in tasks.reading(task, job.train, job.recipe.train):
         log.note(text)
-    with fast(job.recipe.train, adapted.module), _checkpointing(setup, adapted.module):
+    checkpointing = setup.planned is not None and setup.planned.checkpointing
+    with (
+        fast(job.recipe.train, adapted.module, checkpointing=checkpointing),
+        _checkpointing(setup, adapted.module, wanted=checkpointing),
+    ):
         outcome = training.run(
             adapted.module,
             task,
@@ -221,13 +225,11 @@ def _train(setup: Setup, adapted: Adapted, *, keep_start: bool) -> training.Outc
 
 
 @contextmanager
-def _checkpointing(setup: Setup, module: nn.Module) -> Iterator[None]:
+def _checkpointing(setup: Setup, module: nn.Module, *, wanted: bool) -> Iterator[None]:
     """Compute activations again in the backward pass where recipe or memory ask for it, and say so."""
-    planned = setup.planned
-    wanted = planned is not None and planned.checkpointing
     with training.recomputing(module, wanted=wanted) as does:
         if does:
-            log.note(f"activations are computed again in the backward pass{_peaks(planned)}")
+            log.note(f"activations are computed again in the backward pass{_peaks(setup.planned)}")
         elif wanted:
             log.note("this network cannot compute its activations again: all are kept")
         yield
