@@ -126,7 +126,7 @@ class TrainSection(Section):
     activation_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Keep of each block only what goes into it and compute the rest again in the backward pass: the same gradient in much less memory, for about a third more time. "auto" does so only where the plan says that the run would not fit otherwise. Source: Chen et al. 2016, arXiv:1604.06174."""
     compile: bool = False
-    """Compile the network's blocks with torch before the first step: some minutes for later steps that may be faster; `metier plan --probe` measures both. Needs a C++ compiler on a CPU, triton on a GPU."""
+    """Compile the network's blocks with torch before the first step: some minutes for later steps that may be faster; `metier plan job.yaml --probe` measures both. Needs a C++ compiler on a CPU, triton on a GPU."""
     seed: int = Field(default=0, ge=0)
     """Seed of the new parameters, the order of the rows, dropout and the rounding of bf16 weights."""
 
