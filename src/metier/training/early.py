@@ -44,14 +44,19 @@ def step_in_backward(summed: Tensor, optimizer: Optimizer, weight: float) -> flo
         for parameter in early.groups:
             if parameter.grad is not None:
                 early.move(parameter)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        if early.squares:
+    except (MemoryError, RuntimeError) as error:
+        if early.squares and is_memory(error):
             raise _too_late() from error
         raise
     finally:
         for hook in hooks:
             hook.remove()
     return math.sqrt(sum(early.squares))
+
+
+def is_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out; on a CPU, torch says so in words alone."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 class _Early:
@@ -79,6 +84,8 @@ class _Early:
             )
         # The same operation as after the backward pass, for the same bits in every format.
         torch._foreach_mul_([gradient], 1.0 / self._weight)
+        # From here on the step cannot be taken anew, even if what follows fails.
+        self.squares.append(norm**2)
         whole = self._optimizer.param_groups
         # The optimizer sees this parameter alone, with its own settings as they are now.
         self._optimizer.param_groups = [{**self.groups[parameter], "params": [parameter]}]  # type: ignore[index]
@@ -87,7 +94,6 @@ class _Early:
         finally:
             self._optimizer.param_groups = whole
         parameter.grad = None
-        self.squares.append(norm**2)
 
 
 def _too_late() -> RecipeError:

@@ -18,7 +18,7 @@ from torch.nn.utils import get_total_norm
 from metier.core import DataError, DivergedError, RecipeError, StepRecord
 from metier.core.log import warn
 from metier.tasks import to_device
-from metier.training.early import step_in_backward
+from metier.training.early import is_memory, step_in_backward
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -99,7 +99,7 @@ def _less(error: Exception, read: Sequence[int], rows: int) -> int:
         Exception: The error itself, where it is none of memory.
         RecipeError: If every cut was one row already.
     """
-    if not _is_memory(error):
+    if not is_memory(error):
         raise error
     if len(read) == rows:
         raise RecipeError(
@@ -112,12 +112,6 @@ def _less(error: Exception, read: Sequence[int], rows: int) -> int:
         torch.cuda.empty_cache()
     warn(f"out of memory at {max(read):,} tokens: cut to {max(read) // 2:,} from here on, with the same gradient")
     return max(read) // 2
-
-
-def _is_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return "DefaultCPUAllocator" in str(error)
 
 
 def train_step(
