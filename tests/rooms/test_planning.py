@@ -347,6 +347,55 @@ class TestAdvice:
         assert found.recommended == "lora"
 
 
+class TestWhatSavesMemory:
+    def planned(self, memory, **train):
+        return made(machine=Machine(device="cuda", memory_bytes=memory, bf16_gpu=True), job=recipe(train=train))
+
+    def test_auto_computes_again_only_where_keeping_all_does_not_fit(self):
+        roomy = self.planned(10**13).method("full")
+        assert not roomy.checkpointing
+        assert roomy.peak_bytes == roomy.kept_bytes > roomy.checkpointed_bytes
+        between = round((roomy.kept_bytes + roomy.checkpointed_bytes) / 2 / 0.92)
+        tight = self.planned(between)
+        assert tight.method("full").checkpointing
+        assert not tight.method("lora").checkpointing
+        assert tight.method("full").fits
+        assert tight.method("full").peak_bytes == roomy.checkpointed_bytes
+        assert any("the figures above are so for full" in note for note in tight.notes)
+        assert not self.planned(between, activation_checkpointing="off").method("full").fits
+        asked = self.planned(10**13, activation_checkpointing="on")
+        assert all(method.checkpointing for method in asked.methods)
+
+    def test_unknown_memory_keeps_all(self):
+        assert not self.planned(None).method("full").checkpointing
+
+    def test_the_blocks_forward_pass_counts_twice(self):
+        shape = bench.LLAMA_1B
+        matrices = sum(layer.inputs * layer.outputs for layer in shape.linears)
+        plain, again = (self.planned(10**13, activation_checkpointing=word) for word in ("off", "on"))
+        for kind in ("full", "lora"):
+            assert again.method(kind).flops - plain.method(kind).flops == pytest.approx(2 * matrices * plain.tokens)
+
+    def test_the_optimizers_options_are_counted(self):
+        usual, eight, early, rounding = (
+            self.planned(10**13, batch_size=8, activation_checkpointing="on", **train).method("full").memory
+            for train in (
+                {"precision": "fp32"},
+                {"precision": "fp32", "optimizer": {"states": "int8"}},
+                {"precision": "fp32", "optimizer": {"during_backward": True}, "max_grad_norm": None},
+                {"precision": "bf16"},
+            )
+        )
+        parameters = bench.LLAMA_1B.parameters
+        assert usual.optimizer == rounding.optimizer == 8 * parameters
+        assert eight.optimizer == pytest.approx(2 * parameters, rel=0.02)
+        assert early.gradients < 0.4 * parameters * 4 <= usual.gradients
+
+    def test_gradients_of_earlier_passes_are_there_in_any_case(self):
+        train = {"batch_size": 64, "optimizer": {"during_backward": True}, "max_grad_norm": None, "precision": "fp32"}
+        assert self.planned(10**13, **train).method("full").memory.gradients == 4 * bench.LLAMA_1B.parameters
+
+
 class TestLearningRate:
     @pytest.mark.parametrize(
         ("method", "head", "parameters", "steps", "rate"),

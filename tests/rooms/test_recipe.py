@@ -456,7 +456,8 @@ def test_words_that_yaml_would_take_for_something_else_survive(write, word):
 def test_a_dumped_recipe_writes_every_default_out():
     tree = yaml.safe_load(dump(parse(yaml.safe_load(MINIMAL))))
     assert list(tree) == list(Recipe.model_fields)
-    assert tree["train"]["optimizer"] == {"kind": "adamw", "betas": [0.9, 0.999], "weight_decay": "auto"}
+    usual = {"betas": [0.9, 0.999], "weight_decay": "auto", "states": "fp32", "during_backward": False}
+    assert tree["train"]["optimizer"] == {"kind": "adamw", **usual}
     assert list(tree["export"]) == list(room.ExportSection.model_fields)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import tiny
 
 import metier
-from metier import evaluation, models, run
+from metier import evaluation, models, run, training
 from metier.core import BusyError, RecipeError, StorageError
 from metier.evaluation import METRICS
 from metier.recipe import parse
@@ -378,3 +379,37 @@ class TestFind:
         with pytest.raises(RecipeError, match="not finished") as caught:
             metier.load(tmp_path)
         assert "metier train" in caught.value.faults[0].hint
+
+
+class TestMemory:
+    def test_a_step_inside_the_backward_pass_gives_the_same_result(self, place):
+        usual, early = (
+            metier.train(
+                job(
+                    place,
+                    "chat-full",
+                    train={"max_grad_norm": None, "optimizer": {"during_backward": inside}},
+                    export={"folder": str(place / f"inside-{inside}")},
+                )
+            )
+            for inside in (False, True)
+        )
+        assert [(usual.path / "model.safetensors").read_bytes()] == [(early.path / "model.safetensors").read_bytes()]
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+    @pytest.mark.filterwarnings("ignore")  # torch's compiler has some of its own
+    def test_a_probe_tells_what_compiling_gives(self, place):
+        found = metier.plan(job(place, "chat-full", train={"compile": True, "batch_size": 4}), probe=True)
+        assert any(note.startswith("compiling took ") for note in found.notes)
+        assert found.method("full").basis == "probe"
+
+    def test_activations_are_computed_again_on_request_and_said_so(self, place, trained, capsys):
+        usual = trained("chat-full")
+        job_again = job(
+            place, "chat-full", train={"activation_checkpointing": "on"}, export={"folder": str(place / "again")}
+        )
+        found = metier.train(job_again)
+        assert "activations are computed again in the backward pass: about " in notes(capsys)
+        losses = [[line["loss"] for line in training.read_metrics(r.path / "metrics.jsonl")] for r in (usual, found)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)

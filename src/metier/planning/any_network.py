@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from metier.adapt import shape_of_linears
 from metier.planning.machine import Machine, this_machine
-from metier.planning.memory import CPU_OVERHEAD_BYTES, FP32, GPU_CONTEXT_BYTES, Memory
+from metier.planning.memory import CPU_OVERHEAD_BYTES, EIGHT_BIT_STATES, FP32, GPU_CONTEXT_BYTES, Memory
 from metier.planning.plans import MethodPlan, Plan, adapter_parameters, fits_in, most_tokens
 from metier.recipe import Adam, LoRAMethod
 
@@ -76,6 +76,8 @@ def _lora(
 def _method(kind: Kind, title: str, moved: int, new: int, total: int, recipe: Recipe, machine: Machine) -> MethodPlan:
     optimizer = recipe.train.optimizer
     states = FP32.optimizer * (1.5 if isinstance(optimizer, Adam) and optimizer.amsgrad else 1)
+    if optimizer.states == "int8":
+        states = EIGHT_BIT_STATES
     memory = Memory(
         weights=round(FP32.other * (total + new)),
         optimizer=round(states * moved),
@@ -95,4 +97,6 @@ def _method(kind: Kind, title: str, moved: int, new: int, total: int, recipe: Re
         flops=0.0,
         seconds=None,
         bytes_on_disk=round(FP32.new * (moved if kind == "lora" else total)),
+        # What activations take is not known here, so that only the recipe itself can ask for it.
+        checkpointing=recipe.train.activation_checkpointing == "on",
     )

@@ -97,7 +97,12 @@ BF16_WITH_FP32_ADAPTERS = replace(BF16, new=4, gradient=4, optimizer=8, layer_in
 NF4 = replace(BF16_WITH_FP32_ADAPTERS, linear=NF4_BYTES)
 """QLoRA. Source: Dettmers et al. 2023, arXiv:2305.14314."""
 
-NUMBERS: dict[PrecisionName, Numbers] = {"fp32": FP32, "mixed": MIXED, "bf16": BF16}
+BF16_ROUNDED = replace(BF16, optimizer=8)
+"""Ours: weights and gradients in bf16, AdamW's states in fp32: 12 bytes for a number that moves."""
+
+NUMBERS: dict[PrecisionName, Numbers] = {"fp32": FP32, "mixed": MIXED, "bf16": BF16_ROUNDED}
+EIGHT_BIT_STATES = 2 * (1 + 4 / 256)
+"""Two moments in 8 bits, and an fp32 scale for each 256 of them. Source: Dettmers et al. 2022, arXiv:2110.02861."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +131,7 @@ class Work:
         logit_bytes: Bytes for each score of the head, everything that the loss makes of it included.
         supervised_share: Share of the tokens for which the head is computed.
         checkpointing: Whether activations are computed again in the backward pass.
+        early: Whether each parameter moves inside the backward pass, and its gradient is freed.
         accumulates: Whether the gradients of an earlier micro-batch of the same step are already there.
         activation_share: What is left of the activations by fusing, see `POINTWISE_FUSED`.
         dropout_tokens: Row length whose attention probabilities are kept; 0 with a fused attention kernel.
@@ -135,6 +141,7 @@ class Work:
     logit_bytes: float = LOGIT_BYTES_EAGER
     supervised_share: float = 1.0
     checkpointing: bool = False
+    early: bool = False
     accumulates: bool = False
     activation_share: float = 1.0
     dropout_tokens: int = 0
@@ -167,16 +174,21 @@ def peak_memory(shape: Shape, moving: Moving, numbers: Numbers, work: Work) -> M
 
     The peak stands either at the end of the forward pass (all activations and scores) or at the end of the backward
     pass (all gradients and the activations of one block):
-    W + S + max(A L tok + logits, G + A tok); with checkpointing, w h L tok + max(A tok, logits) for the first term.
+    W + S + max(A L tok + logits, G + A tok). With checkpointing the residual stream before each block stays, and one
+    block's activations at a time: e h L tok + max(A tok, logits) for the first term and e h L tok + G + A tok for the
+    second; e is 2 bytes if the embeddings, whose format the stream has, rest in bf16, else 4. Where parameters move
+    inside the backward pass, G is the largest gradient alone, unless those of an earlier micro-batch are there.
 
     Source: Korthikanti et al. 2022, arXiv:2205.05198, for counting activations by block; ZeRO, arXiv:1910.02054, for
     the states; the constants are this module's.
     """
     block = activation_bytes(shape, moving, numbers, work) * work.tokens
-    kept = numbers.activation * shape.hidden * moving.blocks * work.tokens if work.checkpointing else 0.0
+    kept = numbers.other * shape.hidden * moving.blocks * work.tokens if work.checkpointing else 0.0
     logits = work.logit_bytes * shape.vocabulary * work.tokens * work.supervised_share
     gradients = numbers.gradient * moving.parameters
     early = gradients if work.accumulates else 0.0
+    if work.early and not work.accumulates:
+        gradients = numbers.gradient * largest_moving(shape, moving)
     if work.checkpointing:
         forward = (early, kept + max(0.0, block - logits), logits)
     else:
@@ -223,6 +235,14 @@ def activation_bytes(shape: Shape, moving: Moving, numbers: Numbers, work: Work)
     if not shape.gated:  # these older families train with attention dropout
         total += ATTENTION_DROPOUT_BYTES * hidden / HEAD_WIDTH * work.dropout_tokens
     return work.activation_share * total
+
+
+def largest_moving(shape: Shape, moving: Moving) -> int:
+    """Numbers of the largest tensor that moves; adapters are all small, and counted together."""
+    if moving.adapted:
+        return moving.parameters
+    largest = max((layer.inputs * layer.outputs for layer in shape.linears), default=0)
+    return min(moving.parameters, max(largest, shape.hidden * shape.vocabulary))
 
 
 def matrix_parameters(shape: Shape) -> int:

@@ -53,6 +53,12 @@ class MethodPlan(Value):
     """Training time, evaluation not included; None without a figure for the machine's speed."""
     bytes_on_disk: int
     """What must be stored to use the result, without the base for an adapter."""
+    checkpointing: bool = False
+    """Whether the run would compute activations again in the backward pass, see `train.activation_checkpointing`."""
+    kept_bytes: int | None = None
+    """Peak with all activations kept, by formula; None where no formula knows the network."""
+    checkpointed_bytes: int | None = None
+    """Peak with activations computed again, by formula; None where no formula knows the network."""
     basis: Literal["formula", "probe"] = "formula"
     """Whether peak and time are estimates by formula or were measured by a probe."""
 
@@ -107,6 +113,7 @@ class _Scene:
     work: Work
     tokens: int
     achieved: float | None
+    checkpointing: Literal["auto", "on", "off"]
 
 
 def plan(
@@ -146,11 +153,12 @@ def plan(
         tokens=largest,
         logit_bytes=bytes_of.LOGIT_BYTES_FP32 if precision == "fp32" else bytes_of.LOGIT_BYTES_EAGER,
         supervised_share=supervised_share if head != "classifier" else 1 / max(row_tokens),
+        early=recipe.train.optimizer.during_backward,
         accumulates=mean_step > largest,
         dropout_tokens=max(row_tokens) if machine.device == "cpu" else 0,
     )
     achieved = flops_per_second * UTILISATION if flops_per_second else None
-    scene = _Scene(shape, head, machine, work, tokens, achieved)
+    scene = _Scene(shape, head, machine, work, tokens, achieved, recipe.train.activation_checkpointing)
     methods = tuple(_count(scene, candidate) for candidate in _candidates(shape, recipe, head, precision))
     case = Case(
         rows=len(row_tokens),
@@ -186,19 +194,22 @@ def fits_in(peak_bytes: int, machine: Machine) -> bool | None:
     return None if machine.memory_bytes is None else peak_bytes <= USABLE * machine.memory_bytes
 
 
-def training_flops(shape: Shape, moving: Moving, *, head_share: float, trains_head: bool) -> float:
+def training_flops(
+    shape: Shape, moving: Moving, *, head_share: float, trains_head: bool, checkpointing: bool = False
+) -> float:
     """Floating-point operations of training, for each token.
 
     A forward pass takes 2 for each weight of a matrix, the gradient of its input 2 more, that of the weight 2 more: 6
     where a block moves, 4 where an adapter does (plus 6 for each of the adapter's numbers), 2 below the lowest block
-    that moves. The head counts for `head_share` of the tokens. Attention itself is left out; it is small while rows
-    are shorter than the model is wide.
+    that moves. With checkpointing, the forward pass of every block that the backward pass needs counts twice. The head
+    counts for `head_share` of the tokens. Attention itself is left out; it is small while rows are shorter than the
+    model is wide.
 
     Source: Kaplan et al. 2020, arXiv:2001.08361, section 2.1.
     """
     linear, scores = bytes_of.matrix_parameters(shape), shape.hidden * shape.vocabulary
     differentiated = linear * moving.blocks / shape.layers
-    per_weight = 2.0 if moving.adapted else 4.0
+    per_weight = (2.0 if moving.adapted else 4.0) + (2.0 if checkpointing else 0.0)
     trunk = 2.0 * linear + per_weight * differentiated + 6.0 * moving.new
     return trunk + (6.0 if trains_head else 4.0) * scores * head_share
 
@@ -257,6 +268,8 @@ def _candidates(shape: Shape, recipe: Recipe, head: Head, precision: PrecisionNa
 
 def _with_optimizer(numbers: Numbers, recipe: Recipe) -> Numbers:
     optimizer = recipe.train.optimizer
+    if optimizer.states == "int8":
+        return replace(numbers, optimizer=bytes_of.EIGHT_BIT_STATES)
     # AMSGrad keeps the largest second moment as a third state.
     amsgrad = isinstance(optimizer, Adam) and optimizer.amsgrad
     return replace(numbers, optimizer=numbers.optimizer * 1.5) if amsgrad else numbers
@@ -280,9 +293,20 @@ def _count(scene: _Scene, candidate: _Candidate) -> MethodPlan:
     work = scene.work
     if candidate.kind == "qlora":
         work = replace(work, logit_bytes=bytes_of.LOGIT_BYTES_EAGER)
-    memory = _with_overhead(bytes_of.peak_memory(shape, moving, candidate.numbers, work), scene.machine)
+    kept, checkpointed = (
+        _with_overhead(
+            bytes_of.peak_memory(shape, moving, candidate.numbers, replace(work, checkpointing=again)), scene.machine
+        )
+        for again in (False, True)
+    )
+    checkpointing = _checkpoints(kept, scene)
+    memory = checkpointed if checkpointing else kept
     flops = scene.tokens * training_flops(
-        shape, moving, head_share=work.supervised_share, trains_head=candidate.trains_head
+        shape,
+        moving,
+        head_share=work.supervised_share,
+        trains_head=candidate.trains_head,
+        checkpointing=checkpointing,
     )
     seconds = None if scene.achieved is None else flops / scene.achieved
     if seconds is not None and candidate.kind == "qlora":
@@ -299,7 +323,17 @@ def _count(scene: _Scene, candidate: _Candidate) -> MethodPlan:
         flops=flops,
         seconds=seconds,
         bytes_on_disk=round(stored * candidate.numbers.new),
+        checkpointing=checkpointing,
+        kept_bytes=kept.peak,
+        checkpointed_bytes=checkpointed.peak,
     )
+
+
+def _checkpoints(kept: Memory, scene: _Scene) -> bool:
+    """Whether activations are computed again: as the recipe says, or where keeping them does not fit."""
+    if scene.checkpointing == "auto":
+        return fits_in(kept.peak, scene.machine) is False
+    return scene.checkpointing == "on"
 
 
 def _with_overhead(memory: Memory, machine: Machine) -> Memory:
@@ -322,8 +356,19 @@ def _notes(steps: int, flops_per_second: float | None, methods: Sequence[MethodP
         notes.append(
             f"times are estimates: {UTILISATION:.0%} of the speed of a plain matrix product; without evaluation"
         )
+    notes.append(_said_of_checkpointing(methods))
     if steps < 100:
         notes.append(f"{steps} optimizer steps are few: below 100 there are too few updates, 200 or more are better")
     if any(method.kind == "qlora" for method in methods):
         notes.append("QLoRA is shown for comparison: it needs a CUDA device and bitsandbytes")
     return tuple(notes)
+
+
+def _said_of_checkpointing(methods: Sequence[MethodPlan]) -> str:
+    """What computing activations again would take, and for which methods the figures do so."""
+    peaks = ", ".join(f"{m.kind} {m.checkpointed_bytes / 1e9:,.1f} GB" for m in methods if m.checkpointed_bytes)
+    doing = ", ".join(m.kind for m in methods if m.checkpointing)
+    return (
+        f"with activation checkpointing, which takes about a third more time: {peaks}; "
+        f"the figures above {f'are so for {doing}' if doing else 'do without it'}"
+    )

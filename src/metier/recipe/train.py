@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from metier.recipe.section import KindOrWord, Section
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+StatesName = Literal["fp32", "int8"]
+"""In which number format an optimizer keeps its moments."""
 
 
 class AdamW(Section):
@@ -20,6 +22,10 @@ class AdamW(Section):
     """Decay of the first and second moment."""
     weight_decay: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """Pull towards zero; "auto" is 0 for adapters and 0.01 else. Biases and norms are never decayed."""
+    states: StatesName = "fp32"
+    """Format of the moments; "int8" keeps them in 8 bits with a scale for each block, on CUDA, by bitsandbytes. Source: Dettmers et al. 2022, arXiv:2110.02861."""
+    during_backward: bool = False
+    """Step each parameter inside the backward pass, as soon as its gradient is whole, and free the gradient. Nobody knows the norm of the whole gradient by then, so `max_grad_norm` must be null. A batch that needs several passes still sums its gradients and steps in the last one: memory is saved where a batch is one pass. Source: Lv et al. 2024, arXiv:2306.09782."""
 
 
 class Adam(Section):
@@ -30,6 +36,17 @@ class Adam(Section):
     """Decay of the first and second moment."""
     amsgrad: bool = False
     """Keep the largest second moment seen, as the single-cell tutorial does."""
+    states: StatesName = "fp32"
+    """Format of the moments, as for adamw; "int8" does not go with `amsgrad`."""
+    during_backward: bool = False
+    """Step each parameter inside the backward pass, as for adamw."""
+
+    @field_validator("states")
+    @classmethod
+    def _three_states_need_fp32(cls, states: StatesName, info: ValidationInfo) -> StatesName:
+        if states == "int8" and info.data.get("amsgrad"):
+            raise ValueError("8-bit moments exist without amsgrad alone: take fp32, or set amsgrad to false")
+        return states
 
 
 OptimizerSection = Annotated[Annotated[AdamW | Adam, Field(discriminator="kind")], KindOrWord(usual="adamw")]
@@ -98,16 +115,52 @@ class TrainSection(Section):
     """What turns gradients into steps."""
     schedule: ScheduleSection = Linear()
     """How the rate moves over the run."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    """Longer gradients are scaled down to this norm."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Longer gradients are scaled down to this norm; null never does."""
     evaluations: int = Field(default=10, ge=1)
     """How often the validation loss is taken, evenly over the run; each time the best weights so far are kept."""
     patience: int | None = Field(default=None, ge=1)
     """Stop after so many evaluations without a better validation loss; null never stops early."""
     precision: Literal["auto", "fp32", "mixed", "bf16"] = "auto"
-    """"fp32": all in single precision. "mixed": bf16 arithmetic on fp32 weights. "bf16": weights too. "auto": mixed on a GPU that has bf16, else fp32."""
+    """"fp32": all in single precision. "mixed": bf16 arithmetic on fp32 weights. "bf16": weights too, rounded up or down by chance so that small updates are not lost. "auto": mixed on a GPU that has bf16, else fp32."""
+    activation_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Keep of each block only what goes into it and compute the rest again in the backward pass: the same gradient in much less memory, for about a third more time. "auto" does so only where the plan says that the run would not fit otherwise. Source: Chen et al. 2016, arXiv:1604.06174."""
+    compile: bool = False
+    """Compile the network's blocks with torch before the first step: some minutes for later steps that may be faster; `metier plan job.yaml --probe` measures both. Needs a C++ compiler on a CPU, triton on a GPU."""
     seed: int = Field(default=0, ge=0)
-    """Seed of the new parameters, the order of the rows and dropout."""
+    """Seed of the new parameters, the order of the rows, dropout and the rounding of bf16 weights."""
+
+    @field_validator("compile")
+    @classmethod
+    def _compiles_what_is_kept(cls, compile_: bool, info: ValidationInfo) -> bool:  # noqa: FBT001 - pydantic calls it
+        if compile_ and info.data.get("activation_checkpointing") == "on":
+            raise ValueError(
+                "torch's compiler passes over blocks that are computed again: "
+                "set one of train.compile and train.activation_checkpointing to false and off"
+            )
+        return compile_
+
+    @field_validator("max_grad_norm")
+    @classmethod
+    def _no_norm_before_the_end(cls, norm: float | None, info: ValidationInfo) -> float | None:
+        optimizer = info.data.get("optimizer")
+        if norm is not None and optimizer is not None and optimizer.during_backward:
+            raise ValueError(
+                "optimizer.during_backward steps parameters before the norm of the whole gradient is known: "
+                "set train.max_grad_norm to null, or during_backward to false"
+            )
+        return norm
+
+    @field_validator("precision")
+    @classmethod
+    def _eight_bits_on_exact_weights(cls, precision: str, info: ValidationInfo) -> str:
+        optimizer = info.data.get("optimizer")
+        if precision == "bf16" and optimizer is not None and optimizer.states == "int8":
+            raise ValueError(
+                "the 8-bit optimizer rounds bf16 weights to nearest and so loses small updates: "
+                "take mixed with optimizer.states int8, or bf16 with fp32"
+            )
+        return precision
 
     def precision_on(self, *, bf16_gpu: bool) -> PrecisionName:
         """The precision with "auto" resolved: a CPU gains nothing from bf16 without units of its own."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from metier import adapt, planning, training
 from metier.core import log
@@ -12,10 +13,14 @@ from metier.recipe import LoRAMethod
 from metier.run.job import choose_device, learning_rate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator, Sequence
 
-    from metier.planning import Plan
+    import torch
+    from torch import nn
+
+    from metier.planning import MethodPlan, Plan
     from metier.planning.probing import Sample
+    from metier.recipe import TrainSection
     from metier.run.job import Job
 
 
@@ -36,12 +41,49 @@ def plan_job(job: Job, *, probe: bool) -> Plan:
         return plan
     log.note(f"probing {recipe.method.kind} with a few real steps")
     small, large = min(plan.micro_batch_tokens // 2, 512), plan.micro_batch_tokens
-    measured = planning.probe(_stepper(job, device), small=small, large=max(large, small + 1))
-    return planning.confirm(plan, recipe.method.kind, measured)
+    large = max(large, small + 1)
+    method = plan.method(recipe.method.kind)
+    bench = _Bench(job, device, checkpointing=method is not None and method.checkpointing)
+    # Without compiling first, so that what it would give can be told.
+    plain = bench.seconds((small, large)) if recipe.train.compile else []
+    with bench.engine(recipe.train):
+        measured = planning.probe(bench.step, small=small, large=large)
+    plan = planning.confirm(plan, recipe.method.kind, measured)
+    if not plain:
+        return plan
+    return plan.model_copy(update={"notes": (*plan.notes, _said_of_compiling(plain[-1], bench.taken[-3:], large))})
 
 
-def warn_if_too_large(job: Job) -> None:
-    """Tell the user before the work starts when, by formula, memory will not do."""
+def _said_of_compiling(plain: float, taken: Sequence[float], tokens: int) -> str:
+    """What compiling took and what it gives, as measured: the first of two equal steps compiles."""
+    cost, gain = max(0.0, taken[0] - taken[1]), plain - taken[-1]
+    said = (
+        f"compiling took {cost:.0f} s, and a step of {tokens:,} tokens takes {taken[-1]:.2f} s instead of {plain:.2f} s"
+    )
+    return (
+        f"{said}: worth it from {cost / gain:,.0f} such steps on" if gain > 0 else f"{said}: leave train.compile false"
+    )
+
+
+@contextmanager
+def fast(section: TrainSection, module: nn.Module, *, checkpointing: bool) -> Iterator[None]:
+    """Make a network's steps fast while the `with` runs: compiled blocks where asked for, else our own modules."""
+    if section.compile and checkpointing:
+        log.warn("train.compile: torch's compiler passes over blocks that are computed again, so nothing is compiled")
+    if not section.compile or checkpointing:
+        with adapt.lean(module):
+            yield
+        return
+    with training.compiled(module) as count:
+        if count:
+            log.note(f"{count} blocks are compiled when they are first used; the first steps take longer")
+        else:
+            log.warn("train.compile: this network has no list of equal blocks, so nothing is compiled")
+        yield
+
+
+def foresee(job: Job) -> MethodPlan | None:
+    """What the run will take by formula; tells the user before the work starts when memory will not do."""
     plan = job.plan(flops_per_second=None)
     method = plan.method(job.recipe.method.kind)
     if method is not None and method.fits is False and plan.machine.memory_bytes is not None:
@@ -49,40 +91,62 @@ def warn_if_too_large(job: Job) -> None:
             f"this run may need {method.peak_bytes / 1e9:.1f} GB; {plan.machine.memory_bytes / 1e9:.1f} GB are free: "
             "lower train.micro_batch_tokens, or see `metier plan`"
         )
+    return method
 
 
-def _stepper(job: Job, device: Any) -> Callable[[int], Sample]:
-    """Loads the model and gives a function that takes one real step of about so many tokens."""
-    recipe = job.recipe
-    precision = training.choose(recipe.train, device)
-    model = job.load()
-    adapted = adapt.adapt(model.module, recipe.method, head=job.head, new=(*model.new, *model.whole))
-    precision.place(adapted.module)
-    optimizer = training.build_optimizer(
-        recipe.train.optimizer,
-        adapted.module,
-        learning_rate=learning_rate(job)[0],
-        adapters=isinstance(recipe.method, LoRAMethod),
-    )
-    task = job.task.suited(adapted.module)
-    longest_first = sorted(job.train, key=task.size, reverse=True)
+class _Bench:
+    """The job's network, and real steps on it."""
 
-    def step(tokens: int) -> Sample:
-        rows = longest_first[: max(1, tokens // task.size(longest_first[0]))]
+    def __init__(self, job: Job, device: torch.device, *, checkpointing: bool) -> None:
+        """Load the network."""
+        recipe = job.recipe
+        if recipe.train.compile:
+            training.check_compiler(device)
+        self.taken: list[float] = []
+        self._section, self._checkpointing = recipe.train, checkpointing
+        self._precision = training.choose(recipe.train, device)
+        model = job.load()
+        self._module = adapt.adapt(model.module, recipe.method, head=job.head, new=(*model.new, *model.whole)).module
+        self._precision.place(self._module)
+        self._optimizer = training.build_optimizer(
+            recipe.train.optimizer,
+            self._module,
+            learning_rate=learning_rate(job)[0],
+            adapters=isinstance(recipe.method, LoRAMethod),
+        )
+        self._task = job.task.suited(self._module)
+        self._longest_first = sorted(job.train, key=self._task.size, reverse=True)
+
+    @contextmanager
+    def engine(self, section: TrainSection) -> Iterator[None]:
+        """The network as the run would train it."""
+        recomputing = training.recomputing(self._module, wanted=self._checkpointing)
+        with fast(section, self._module, checkpointing=self._checkpointing), recomputing:
+            yield
+
+    def seconds(self, sizes: Sequence[int]) -> list[float]:
+        """Time of a step of each size without compiling."""
+        with self.engine(self._section.model_copy(update={"compile": False})):
+            return [self.step(tokens).seconds for tokens in sizes]
+
+    def step(self, tokens: int) -> Sample:
+        """Take one real step of about so many tokens."""
+        task = self._task
+        rows = self._longest_first[: max(1, tokens // task.size(self._longest_first[0]))]
         batch = task.collate(rows)
         meter = Meter()
-        adapted.module.train()
+        self._module.train()
         began = time.perf_counter()
-        with meter.phase("probe"), adapt.lean(adapted.module):
+        with meter.phase("probe"):
             training.train_step(
-                adapted.module,
+                self._module,
                 task,
                 [batch],
-                optimizer,
-                precision=precision,
-                max_grad_norm=recipe.train.max_grad_norm,
+                self._optimizer,
+                precision=self._precision,
+                max_grad_norm=self._section.max_grad_norm,
+                during_backward=self._section.optimizer.during_backward,
             )
-        seconds = time.perf_counter() - began
-        return planning.Sample(tokens=task.read(rows), peak_bytes=meter.phases[0].peak_memory_bytes, seconds=seconds)
-
-    return step
+        self.taken.append(time.perf_counter() - began)
+        peak = meter.phases[0].peak_memory_bytes
+        return planning.Sample(tokens=task.read(rows), peak_bytes=peak, seconds=self.taken[-1])

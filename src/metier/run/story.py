@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ from metier.core.version import __version__
 from metier.recipe import LoRAMethod, Recipe, dump
 from metier.run import environment
 from metier.run.folder import RunFolder, claim, enter, write_facts
-from metier.run.foresee import warn_if_too_large
+from metier.run.foresee import fast, foresee
 from metier.run.job import Job, choose_device, learning_rate, say
 from metier.run.preparation import prepare
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from metier.core.evidence import Baseline
     from metier.evaluation import Measured
     from metier.models import Model
+    from metier.planning import MethodPlan
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Setup:
     precision: training.Precision
     learning_rate: float
     reason: str
+    planned: MethodPlan | None
 
 
 def run(recipe: Recipe, *, given: str | None = None, command: str = "metier train job.yaml") -> RunFolder:
@@ -68,9 +71,9 @@ def run(recipe: Recipe, *, given: str | None = None, command: str = "metier trai
             log.note(f"this run is finished: {folder.path / 'report.html'}")
             return folder
         say(job)
-        warn_if_too_large(job)
+        planned = foresee(job)
         with meter.phase("load"):
-            setup = _set_up(job, folder)
+            setup = _set_up(job, folder, planned)
         with meter.phase("measure before"):
             before = measure_base(job, setup.model)
         with meter.phase("train"):
@@ -113,19 +116,21 @@ def measure_base(job: Job, model: Model) -> Measured:
     return measured
 
 
-def _set_up(job: Job, folder: RunFolder) -> Setup:
+def _set_up(job: Job, folder: RunFolder, planned: MethodPlan | None) -> Setup:
     recipe = job.recipe
     device = choose_device(recipe)
+    if recipe.train.compile:
+        training.check_compiler(device)
     precision = training.choose(recipe.train, device)
-    if precision.name == "bf16" and not isinstance(recipe.method, LoRAMethod):
-        log.warn(training.PURE_BF16_WARNING)
+    if precision.name == "bf16":
+        log.note(training.PURE_BF16_NOTE)
     model = job.load()
     precision.place(model.module)
     job = replace(job, task=job.task.suited(model.module))
     rate, reason = learning_rate(job)
     if rate == 0:
         log.warn("train.learning_rate is 0: nothing will be learnt")
-    return Setup(job, folder, model, precision, rate, reason)
+    return Setup(job, folder, model, precision, rate, reason, planned)
 
 
 @dataclass(frozen=True)
@@ -190,7 +195,11 @@ def _train(setup: Setup, adapted: Adapted, *, keep_start: bool) -> training.Outc
     task = job.task.suited(adapted.module)
     for text in tasks.reading(task, job.train, job.recipe.train):
         log.note(text)
-    with adapt.lean(adapted.module):
+    checkpointing = setup.planned is not None and setup.planned.checkpointing
+    with (
+        fast(job.recipe.train, adapted.module, checkpointing=checkpointing),
+        _checkpointing(setup, adapted.module, wanted=checkpointing),
+    ):
         outcome = training.run(
             adapted.module,
             task,
@@ -213,6 +222,23 @@ def _train(setup: Setup, adapted: Adapted, *, keep_start: bool) -> training.Outc
         f"{outcome.steps}{' (stopped early)' if outcome.stopped_early else ''}"
     )
     return outcome
+
+
+@contextmanager
+def _checkpointing(setup: Setup, module: nn.Module, *, wanted: bool) -> Iterator[None]:
+    """Compute activations again in the backward pass where recipe or memory ask for it, and say so."""
+    with training.recomputing(module, wanted=wanted) as does:
+        if does:
+            log.note(f"activations are computed again in the backward pass{_peaks(setup.planned)}")
+        elif wanted:
+            log.note("this network cannot compute its activations again: all are kept")
+        yield
+
+
+def _peaks(planned: MethodPlan | None) -> str:
+    if planned is None or planned.kept_bytes is None or planned.checkpointed_bytes is None:
+        return ""
+    return f": about {planned.checkpointed_bytes / 1e9:.1f} GB instead of {planned.kept_bytes / 1e9:.1f} GB"
 
 
 def _save(setup: Setup, adapted: Adapted, fitted: Mapping[str, torch.Tensor]) -> None:

@@ -1,22 +1,27 @@
 """How weights move: one loop for every task and every model."""
 
 from metier.training import checkpoint
+from metier.training.compiling import check_compiler, compiled
 from metier.training.course import Outcome, Places, read_metrics, run
 from metier.training.loop import fit, train_step
 from metier.training.optim import build_optimizer, build_schedule
-from metier.training.precision import PURE_BF16_WARNING, Precision, choose
+from metier.training.precision import PURE_BF16_NOTE, Precision, choose
+from metier.training.recomputing import recomputing
 
 __all__ = [
-    "PURE_BF16_WARNING",
+    "PURE_BF16_NOTE",
     "Outcome",
     "Places",
     "Precision",
     "build_optimizer",
     "build_schedule",
+    "check_compiler",
     "checkpoint",
     "choose",
+    "compiled",
     "fit",
     "read_metrics",
+    "recomputing",
     "run",
     "train_step",
 ]

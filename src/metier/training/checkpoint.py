@@ -176,6 +176,6 @@ def spare_bytes(folder: Path, needed: int) -> int:
 
 
 def estimated_bytes(module: nn.Module) -> int:
-    """Size of one checkpoint: what moves, and two moments of it."""
-    moving = sum(t.numel() * t.element_size() for t in moving_weights(module).values())
-    return 3 * moving + np.dtype(np.int64).itemsize
+    """Size of one checkpoint: what moves, and two moments of it, which rest in fp32 at least."""
+    sizes = ((t.numel(), t.element_size()) for t in moving_weights(module).values())
+    return sum(count * (size + 2 * max(4, size)) for count, size in sizes) + np.dtype(np.int64).itemsize

@@ -108,7 +108,13 @@ def run(
     """
     total = section.total_steps(len(examples))
     seed_everything(derive(section.seed, "train"))
-    optimizer = build_optimizer(section.optimizer, module, learning_rate=learning_rate, adapters=adapters)
+    optimizer = build_optimizer(
+        section.optimizer,
+        module,
+        learning_rate=learning_rate,
+        adapters=adapters,
+        seed=derive(section.seed, "rounding"),
+    )
     per_epoch = section.steps_per_epoch(len(examples))
     schedule = build_schedule(section.schedule, optimizer, total_steps=total, steps_per_epoch=per_epoch)
     course = _Course(module, optimizer, schedule, validate, places, total)

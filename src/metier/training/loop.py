@@ -18,6 +18,7 @@ from torch.nn.utils import get_total_norm
 from metier.core import DataError, DivergedError, RecipeError, StepRecord
 from metier.core.log import warn
 from metier.tasks import to_device
+from metier.training.early import is_memory, step_in_backward
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -64,7 +65,13 @@ def fit(
             batches = (task.collate([rows[i] for i in cut]) for cut in cuts)
             try:
                 loss, grad_norm, weight = train_step(
-                    module, task, batches, optimizer, precision=precision, max_grad_norm=section.max_grad_norm
+                    module,
+                    task,
+                    batches,
+                    optimizer,
+                    precision=precision,
+                    max_grad_norm=section.max_grad_norm,
+                    during_backward=section.optimizer.during_backward,
                 )
             except (MemoryError, RuntimeError) as error:
                 most_tokens = _less(error, [task.read([rows[i] for i in cut]) for cut in cuts], len(rows))
@@ -92,7 +99,7 @@ def _less(error: Exception, read: Sequence[int], rows: int) -> int:
         Exception: The error itself, where it is none of memory.
         RecipeError: If every cut was one row already.
     """
-    if not _is_memory(error):
+    if not is_memory(error):
         raise error
     if len(read) == rows:
         raise RecipeError(
@@ -107,12 +114,6 @@ def _less(error: Exception, read: Sequence[int], rows: int) -> int:
     return max(read) // 2
 
 
-def _is_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return "DefaultCPUAllocator" in str(error)
-
-
 def train_step(
     module: nn.Module,
     task: Task[Any],
@@ -120,41 +121,85 @@ def train_step(
     optimizer: Optimizer,
     *,
     precision: Precision,
-    max_grad_norm: float,
+    max_grad_norm: float | None,
+    during_backward: bool = False,
 ) -> tuple[float, float, float]:
     """Take one optimizer step on one batch, given as micro-batches.
+
+    Args:
+        module: The network.
+        task: What is learnt.
+        micro_batches: The parts of the batch.
+        optimizer: Moves what has a gradient.
+        precision: Number format and device.
+        max_grad_norm: Longer gradients are scaled down to this norm; None never does.
+        during_backward: Whether each parameter moves inside the last backward pass, as soon as its gradient is whole;
+            there is no clipping then.
 
     Returns:
         Mean loss per scored element, norm of the mean gradient before clipping, scored elements.
 
     Raises:
-        DivergedError: If loss or gradient is not finite; the weights are then left untouched.
+        DivergedError: If loss or gradient is not finite; the weights are then left untouched, except that a gradient
+            found inside the backward pass leaves those that have moved.
         DataError: If nothing in the batch is scored.
+        RecipeError: If memory runs out inside a step that is half taken.
     """
     optimizer.zero_grad(set_to_none=True)
     total = weight = 0.0
-    for batch in micro_batches:
+    for batch, is_last in _with_last(micro_batches):
         with precision.arithmetic():
             loss = task.loss(module, to_device(batch, precision.device))
         summed = loss.total_B.sum()
-        summed.backward()  # type: ignore[no-untyped-call]
+        early = during_backward and is_last
+        if not early:
+            summed.backward()  # type: ignore[no-untyped-call]
         total, weight = total + float(summed.detach()), weight + float(loss.weight_B.sum())
+        if early:
+            mean = _mean(total, weight, task)
+            _check_finite(mean, 0.0, weight, task)
+            return mean, step_in_backward(summed, optimizer, weight), weight
+    mean = _mean(total, weight, task)
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    grad_norm = float(get_total_norm(gradients)) / weight
+    _check_finite(mean, grad_norm, weight, task)
+    scale = 1.0 if max_grad_norm is None else min(1.0, max_grad_norm / (grad_norm + 1e-6))
+    # Mean and clipping in one pass over memory: for a small model on a CPU, passes are what a step costs.
+    torch._foreach_mul_(gradients, scale / weight)
+    optimizer.step()
+    return mean, grad_norm, weight
+
+
+def _with_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """Each batch, and whether it is the last one."""
+    waiting: Batch | None = None
+    for batch in batches:
+        if waiting is not None:
+            yield waiting, False
+        waiting = batch
+    if waiting is not None:
+        yield waiting, True
+
+
+def _mean(total: float, weight: float, task: Task[Any]) -> float:
+    """Loss per scored element.
+
+    Raises:
+        DataError: If nothing is scored.
+    """
     if not weight:
         raise DataError(
             f"no {task.unit} of these rows is learnt, so the step has no gradient",
             where="training, before the optimizer step; the weights are unchanged",
             hint="look for rows without targets with `metier check`, or raise train.batch_size",
         )
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    grad_norm = float(get_total_norm(gradients)) / weight
-    mean = total / weight
+    return total / weight
+
+
+def _check_finite(mean: float, grad_norm: float, weight: float, task: Task[Any]) -> None:
     if not (math.isfinite(mean) and math.isfinite(grad_norm)):
         raise DivergedError(
             f"loss {mean:g}, gradient norm {grad_norm:g} over {weight:g} {task.unit}s",
             where="training, before the optimizer step; the weights are unchanged",
             hint="lower train.learning_rate to a third, or look for broken rows with `metier check`",
         )
-    # Mean and clipping in one pass over memory: for a small model on a CPU, passes are what a step costs.
-    torch._foreach_mul_(gradients, min(1.0, max_grad_norm / (grad_norm + 1e-6)) / weight)
-    optimizer.step()
-    return mean, grad_norm, weight

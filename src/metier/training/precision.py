@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from metier.recipe import TrainSection
     from metier.recipe.train import PrecisionName
 
-PURE_BF16_WARNING = (
-    "precision bf16 keeps the weights themselves in bf16: rounding to nearest then discards most of each update "
-    "(measured with AdamW on weights of spread 0.02: about 80 to 97 % at a rate of 1e-5, 0 to 69 % at 1e-4). "
-    "Use fp32 or mixed unless memory forbids it."
+PURE_BF16_NOTE = (
+    "precision bf16 keeps the weights themselves in bf16: updates are rounded up or down by chance, so that on average "
+    "none is lost; a weight still has 8 significant bits, and gradients of several micro-batches are summed in bf16. "
+    "Where memory allows, mixed is more exact."
 )
-"""Source: simulation of round-to-nearest updates at weight sd 0.02; arXiv:2502.20566 describes the same loss."""
+"""Source for what rounding to nearest would lose: arXiv:2010.06192, arXiv:2502.20566."""
 
 
 @dataclass(frozen=True, slots=True)

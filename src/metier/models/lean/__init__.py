@@ -4,6 +4,7 @@ Nothing of transformers is patched. Attention over packs is a function in its ow
 trains is a module of ours that answers the same; and what a network can do is found out by trying it.
 """
 
+from metier.models.lean.attention import uncompiled
 from metier.models.lean.head import PLAIN, Finish, cross_entropy
 from metier.models.lean.layout import PADDED, Layout, at_first_tokens, base_of, hidden_states, inputs, layout
 from metier.models.lean.numbers import exact, working
@@ -37,5 +38,6 @@ __all__ = [
     "remembered",
     "swapped",
     "trunk_depth",
+    "uncompiled",
     "working",
 ]

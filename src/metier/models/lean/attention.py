@@ -8,6 +8,7 @@ Shapes: T tokens of the pack, S nodes, H heads, K key heads, D width of a head, 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,18 @@ def register() -> None:
 
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Let a compiler pass over attention over packs: its work depends on what the pack holds, not on sizes alone."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, torch.compiler.disable(attention))
+    try:
+        yield
+    finally:
+        AttentionInterface.register(NAME, attention)
 
 
 def attention(
