@@ -135,6 +135,8 @@ class Work:
         accumulates: Whether the gradients of an earlier micro-batch of the same step are already there.
         activation_share: What is left of the activations by fusing, see `POINTWISE_FUSED`.
         dropout_tokens: Row length whose attention probabilities are kept; 0 with a fused attention kernel.
+        lean: Whether our own modules train: scores exist a chunk at a time, the gate's activation is computed again,
+            and the attention's answer is kept once.
     """
 
     tokens: int
@@ -145,6 +147,7 @@ class Work:
     accumulates: bool = False
     activation_share: float = 1.0
     dropout_tokens: int = 0
+    lean: bool = False
 
 
 class Memory(Value):
@@ -184,7 +187,10 @@ def peak_memory(shape: Shape, moving: Moving, numbers: Numbers, work: Work) -> M
     """
     block = activation_bytes(shape, moving, numbers, work) * work.tokens
     kept = numbers.other * shape.hidden * moving.blocks * work.tokens if work.checkpointing else 0.0
-    logits = work.logit_bytes * shape.vocabulary * work.tokens * work.supervised_share
+    from metier.models.lean import CHUNK
+
+    places = work.tokens * work.supervised_share
+    logits = work.logit_bytes * shape.vocabulary * (min(places, CHUNK) if work.lean else places)
     gradients = numbers.gradient * moving.parameters
     early = gradients if work.accumulates else 0.0
     if work.early and not work.accumulates:
@@ -229,6 +235,10 @@ def activation_bytes(shape: Shape, moving: Moving, numbers: Numbers, work: Work)
     total += _extra_norm_bytes(shape, numbers, weights_move=not moving.adapted)
     if moving.adapted:
         total += numbers.layer_input * _input_widths(moving.adapted, shares=numbers.shares_inputs) / shape.layers
+        if work.lean and shape.gated:
+            total -= numbers.activation * (wide + query_width(shape))
+    elif work.lean and shape.gated:
+        total += numbers.layer_input * 2 * hidden
     else:
         readers = 2 if numbers.shares_inputs else 3 + (2 if shape.gated else 1)
         total += 2 * hidden * numbers.normalised + numbers.layer_input * (readers * hidden + wide)

@@ -156,6 +156,7 @@ def plan(
         early=recipe.train.optimizer.during_backward,
         accumulates=mean_step > largest,
         dropout_tokens=max(row_tokens) if machine.device == "cpu" else 0,
+        lean=head == "causal",
     )
     achieved = flops_per_second * UTILISATION if flops_per_second else None
     scene = _Scene(shape, head, machine, work, tokens, achieved, recipe.train.activation_checkpointing)

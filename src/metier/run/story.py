@@ -187,12 +187,13 @@ def _train(setup: Setup, adapted: Adapted, *, keep_start: bool) -> training.Outc
     job, export = setup.job, setup.job.recipe.export
     log.note(f"learning rate {setup.learning_rate:g}: {setup.reason}")
 
-    def validate() -> float:
-        loss = tasks.score(job.task, adapted.module, job.validation)
-        return float(loss.total_B.sum() / loss.weight_B.sum())
-
     # What is dropped in training is known only now.
     task = job.task.suited(adapted.module)
+
+    def validate() -> float:
+        loss = tasks.score(task, adapted.module, job.validation)
+        return float(loss.total_B.sum() / loss.weight_B.sum())
+
     for text in tasks.reading(task, job.train, job.recipe.train):
         log.note(text)
     checkpointing = setup.planned is not None and setup.planned.checkpointing

@@ -5,7 +5,7 @@ trains is a module of ours that answers the same; and what a network can do is f
 """
 
 from metier.models.lean.attention import uncompiled
-from metier.models.lean.head import PLAIN, Finish, cross_entropy
+from metier.models.lean.head import CHUNK, PLAIN, Finish, cross_entropy
 from metier.models.lean.layout import PADDED, Layout, at_first_tokens, base_of, hidden_states, inputs, layout
 from metier.models.lean.numbers import exact, working
 from metier.models.lean.pack import LEAST_SHARED, Node, Pack, Packed, in_order, lay
@@ -14,6 +14,7 @@ from metier.models.lean.trunk import Store, remembered, trunk_depth
 from metier.models.structure import output_layer
 
 __all__ = [
+    "CHUNK",
     "LEAST_SHARED",
     "PADDED",
     "PLAIN",
