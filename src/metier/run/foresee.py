@@ -65,10 +65,11 @@ def _stepper(job: Job, device: Any) -> Callable[[int], Sample]:
         adapters=isinstance(recipe.method, LoRAMethod),
     )
     task = job.task.suited(adapted.module)
-    longest_first = sorted(job.train, key=task.size, reverse=True)
+    sizes = job.sizes()
+    longest_first = sorted(range(len(sizes)), key=lambda i: sizes[i], reverse=True)
 
     def step(tokens: int) -> Sample:
-        rows = longest_first[: max(1, tokens // task.size(longest_first[0]))]
+        rows = [job.train[i] for i in longest_first[: max(1, tokens // sizes[longest_first[0]])]]
         batch = task.collate(rows)
         meter = Meter()
         adapted.module.train()
