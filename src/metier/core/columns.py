@@ -1,4 +1,4 @@
-"""Columns of numbers that grow value by value and may outgrow memory: then they stand in a file that nobody else sees."""
+"""Columns of numbers that grow and may outgrow memory: then they stand in a file that nobody else sees."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ READS_KEPT = 512
 class Writer:
     """A column while it grows."""
 
-    def __init__(self, dtype: DTypeLike) -> None:
-        """Begin with nothing."""
-        self._dtype = np.dtype(dtype)
+    def __init__(self, dtype: DTypeLike, *, in_memory: int = IN_MEMORY_BYTES) -> None:
+        """Begin with nothing; beyond `in_memory` bytes it goes to a file."""
+        self._dtype, self._in_memory = np.dtype(dtype), in_memory
         self._waiting = bytearray()
         self._written = 0
         self._file: IO[bytes] | None = None
@@ -38,7 +38,7 @@ class Writer:
             StorageError: If the disk is full or the cache folder cannot be written.
         """
         self._waiting += np.asarray(values).astype(self._dtype, copy=False).tobytes()
-        if len(self._waiting) > IN_MEMORY_BYTES:
+        if len(self._waiting) > self._in_memory:
             self._write()
 
     def done(self) -> Column:

@@ -1,4 +1,4 @@
-"""Encoded examples as a few long columns of numbers: a row costs its tokens and some bytes, and tokens may stay on disk.
+"""Encoded examples as a few long columns of numbers: a row costs its tokens and some bytes, and many stay on disk.
 
 An example is a small frozen dataclass with tensors of one dimension; kept as one object each, a row would cost a
 kilobyte whatever it holds.
@@ -7,7 +7,7 @@ kilobyte whatever it holds.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
@@ -37,7 +37,7 @@ def keep(rows: Iterable[Row], *, vocabulary: int) -> Sequence[Row]:
     for row in rows:
         kept = kept or _Growing(row, np.dtype(np.uint16 if vocabulary <= SHORT_VOCABULARY else np.int32))
         kept.add(row)
-    return () if kept is None else kept.done()
+    return [] if kept is None else kept.done()
 
 
 def sizes(task: Task[Any], examples: Sequence[Any]) -> Sequence[int]:
@@ -59,7 +59,7 @@ class Stored(Sequence[Row]):
 
     def __init__(
         self,
-        kind: type[Row],
+        kind: Callable[..., Row],
         places: _Places,
         tensors: dict[str, tuple[Column, Sequence[int]]],
         numbers: dict[str, array[int]],
