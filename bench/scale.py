@@ -95,9 +95,11 @@ def measure(source: Path, model: Path) -> dict[str, float]:
     found["start_bytes"], began = peak_bytes(), time.perf_counter()
     splits = data.read(recipe.data, accepts=data.formats_for("complete"))
     found["read_bytes"], found["read_seconds"] = peak_bytes(), time.perf_counter() - began
+    print("read", found, file=sys.stderr, flush=True)
     began = time.perf_counter()
     train = encode_splits(task, splits)["train"]
     found["encode_bytes"], found["encode_seconds"] = peak_bytes(), time.perf_counter() - began
+    print("encoded", found, file=sys.stderr, flush=True)
     found["rows"] = len(splits.train) + len(splits.validation) + len(splits.test)
     precision = training.choose(recipe.train, torch.device("cpu"))
     module = loaded.module
@@ -116,7 +118,7 @@ def measure(source: Path, model: Path) -> dict[str, float]:
 def in_own_process(source: Path, model: Path) -> dict[str, float]:
     """The measures, from a fresh process."""
     words = [sys.executable, __file__, "--measure", str(source), "--model", str(model)]
-    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 

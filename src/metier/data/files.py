@@ -25,7 +25,7 @@ from metier.data.strict_json import NotJSONError, elements, members, parse
 
 MAX_BYTES = 20 << 30
 """Largest content that is read."""
-IN_MEMORY_BYTES = 64 << 20
+IN_MEMORY_BYTES = 16 << 20
 """A smaller file is read once and kept, so that nobody can change it while it is used."""
 BOMB_BYTES = 1 << 30
 BOMB_RATIO = 200

@@ -36,9 +36,9 @@ WORDS, CHARACTERS = 3, 4
 """Units of a shingle; the threshold 4/5 below is kept in integers so that the edge is exact."""
 NEAR = 0.8
 TEMPLATE_LEAST, TEMPLATE_MOST = 20, 2000
-PRODUCTS_AT_ONCE = 1_000_000
+PRODUCTS_AT_ONCE = 250_000
 """Bounds memory: steps of one sparse product, and elements of the sets that are read together."""
-CHARACTERS_AT_ONCE = 1_000_000
+CHARACTERS_AT_ONCE = 500_000
 """Bounds memory: characters of the texts that are cut into shingles together."""
 MOST_BUCKETS = 22
 """Frequencies are counted in at most 2 to this power buckets, 16 MB."""
