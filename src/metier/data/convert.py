@@ -10,6 +10,7 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Literal
 
+from metier.data.content import texts
 from metier.data.faults import count, listed, nearest
 from metier.data.files import Table
 from metier.data.formats import Shape, structure
@@ -37,6 +38,8 @@ ROLES: Mapping[str, Role] = {
     "function_response": "tool",
     "tool_response": "tool",
 }
+KEPT_CHARACTERS, RECORD_CHARACTERS = 10_000_000, 500
+"""Records are kept until they weigh so much; what a record weighs beside its texts."""
 DROPPED_AT_MOST = 0.01
 """Share of rows without a last reply above which the file is refused: then it is no slip but another format."""
 
@@ -101,7 +104,8 @@ class _Reader:
 def records(table: Table, shape: Shape, *, keep: str | None = None) -> tuple[Records, list[str]]:
     """The records of a table and what the user should know; what is wrong is added to the table's faults.
 
-    Every row is converted once, to be checked, and again when its record is asked for.
+    Every row is converted once, to be checked; the records of the first rows, up to a fixed size, are kept, those of
+    others are made again when they are asked for.
 
     Args:
         table: The rows.
@@ -114,6 +118,8 @@ def records(table: Table, shape: Shape, *, keep: str | None = None) -> tuple[Rec
         return convert(_Reader(row.values, shape), table.where(row.line), keep)
 
     good, dropped, turns = array("q"), array("q"), _Turns()
+    kept: dict[int, Record] = {}
+    room = KEPT_CHARACTERS
     for place, row in enumerate(table.rows):
         try:
             record = made(row)
@@ -124,7 +130,11 @@ def records(table: Table, shape: Shape, *, keep: str | None = None) -> tuple[Rec
         else:
             good.append(place)
             turns.see(record)
-    return Records(lambda place: made(table.rows[place]), good), _dropped(table, dropped) + turns.notes(table.file)
+            room -= RECORD_CHARACTERS + sum(map(len, texts(record)))
+            if room > 0:
+                kept[place] = record
+    notes = _dropped(table, dropped) + turns.notes(table.file)
+    return Records(lambda place: kept.get(place) or made(table.rows[place]), good), notes
 
 
 def _text(value: Any, name: str, *, empty: bool = False) -> str:
