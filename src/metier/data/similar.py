@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metier.core.columns import Column, Writer
 from metier.data.content import digest, is_unspaced, normalised
+from metier.data.disk import Column, Writer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

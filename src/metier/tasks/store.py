@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metier.core.columns import Column, Writer
+from metier.data.disk import Column, Writer
 
 if TYPE_CHECKING:
     from metier.tasks.protocol import Task
