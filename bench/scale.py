@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 WORDS_IN_ROW, VOCABULARY, STEPS, BATCH = 60, 20_000, 100, 16
-GIGABYTE, WORDS_IN_LONG_ROW = 1_000_000_000, 300
+WORDS_IN_LONG_ROW = 300
 SYLLABLES = tuple(f"{first}{second}" for first in "bdfgklmnprstvz" for second in "aeiou")
 
 
@@ -138,7 +138,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/metier-scale"))
     parser.add_argument("--rows", type=int, nargs="*", default=[1000, 10_000, 100_000])
-    parser.add_argument("--gigabyte", action="store_true", help="also one file of 1 GB")
+    parser.add_argument("--megabytes", type=int, nargs="*", default=[], help="also files of so many MB, of longer rows")
+    parser.add_argument("--gigabyte", action="store_true", help="the same as --megabytes 1000")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -148,8 +149,8 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("METIER_CACHE", str(given.folder / "cache"))
     wanted = [(given.folder / f"{rows}.jsonl", rows, WORDS_IN_ROW, 0) for rows in given.rows]
-    if given.gigabyte:
-        wanted.append((given.folder / "gigabyte.jsonl", 0, WORDS_IN_LONG_ROW, GIGABYTE))
+    sizes = [*given.megabytes, *([1000] if given.gigabyte else [])]
+    wanted += [(given.folder / f"{size}MB.jsonl", 0, WORDS_IN_LONG_ROW, size * 1_000_000) for size in sizes]
     model = given.folder / "model"
     print(
         "| rows | file, MB | read, s | encode, s | start, MB | read, + MB | encoded, + MB | trained, + MB | tokens/s |"

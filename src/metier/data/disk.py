@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import tempfile
+import weakref
 from collections.abc import Sequence
 from typing import IO, Any
 
@@ -21,9 +22,10 @@ READS_KEPT = 512
 class Writer:
     """A column while it grows."""
 
-    def __init__(self, dtype: DTypeLike, *, in_memory: int = IN_MEMORY_BYTES) -> None:
-        """Begin with nothing; beyond `in_memory` bytes it goes to a file."""
-        self._dtype, self._in_memory = np.dtype(dtype), in_memory
+    def __init__(self, dtype: DTypeLike, *, in_memory: int | None = None) -> None:
+        """Begin with nothing; beyond `in_memory` bytes, by default `IN_MEMORY_BYTES`, it goes to a file."""
+        self._dtype = np.dtype(dtype)
+        self._in_memory = IN_MEMORY_BYTES if in_memory is None else in_memory
         self._waiting = bytearray()
         self._written = 0
         self._file: IO[bytes] | None = None
@@ -46,8 +48,9 @@ class Writer:
         if self._file is None:
             return Column(np.frombuffer(self._waiting, dtype=self._dtype), None)
         self._write()
-        self._file.flush()  # what is in the mapping is then what was written
+        self._file.flush()
         pages = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._file.close()  # the mapping holds it open
         return Column(np.frombuffer(pages, dtype=self._dtype), pages)
 
     def _write(self) -> None:
@@ -57,6 +60,7 @@ class Writer:
                 folder.mkdir(parents=True, exist_ok=True)
                 # Nameless where the system allows it, and gone with the process in any case.
                 self._file = tempfile.TemporaryFile(dir=folder, prefix="column.")  # noqa: SIM115 - lives as we do
+                weakref.finalize(self, self._file.close)
             self._file.write(self._waiting)
         except OSError as error:
             raise storage_error(folder, error) from error
