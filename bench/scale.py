@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -20,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-WORDS_IN_ROW, VOCABULARY, STEPS, BATCH = 60, 20_000, 100, 16
-WORDS_IN_LONG_ROW = 300
+WORDS_IN_ROW, VOCABULARY, STEPS, BATCH = 60, 20_000, 300, 16
+WORDS_IN_LONG_ROW, WARMING_UP = 300, 5
 SYLLABLES = tuple(f"{first}{second}" for first in "bdfgklmnprstvz" for second in "aeiou")
 
 
@@ -106,11 +107,11 @@ def measure(source: Path, model: Path) -> dict[str, float]:
     task = task.suited(module)
     optimizer = training.build_optimizer(recipe.train.optimizer, module, learning_rate=1e-3, adapters=False)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-    steps = batches.steps(len(train), recipe.train, last=STEPS + 5)
+    steps = batches.steps(len(train), recipe.train, last=STEPS + WARMING_UP)
     records = list(
         training.fit(module, task, train, steps, optimizer, schedule, precision=precision, section=recipe.train)
-    )[5:]
-    found["tokens_per_second"] = sum(r.tokens for r in records) / sum(r.seconds for r in records)
+    )[WARMING_UP:]
+    found["tokens_per_second"] = statistics.median(record.tokens / record.seconds for record in records)
     found["train_bytes"] = peak_bytes()
     return found
 
