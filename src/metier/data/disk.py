@@ -15,8 +15,8 @@ from metier.core.files import cache_root, storage_error
 
 IN_MEMORY_BYTES = 16 << 20
 """A column beyond this is written to a file; small ones never touch the disk."""
-READS_KEPT = 512
-"""Reads after which the pages that were read are let go: a read brings in up to 64 KiB around what is asked."""
+READS_KEPT = 16
+"""Reads after which the pages that were read are let go: a read may bring in 2 MiB around what is asked."""
 
 
 class Writer:
