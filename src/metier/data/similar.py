@@ -11,6 +11,8 @@ among the first |x| - ceil(t |x|) + 1 of each. It is exact, so there is no proba
 candidate is then verified. A shingle that stands in more than half of the texts, or in more than 2,000, is a template
 (an instruction before every question) and is left out of the sets.
 
+Shingles stand on disk where they are many and are read in blocks; of a text itself a digest and a few numbers are held.
+
 Source: shingles and their Jaccard index, Broder 1997, doi:10.1109/SEQUEN.1997.666900; prefix filtering, Chaudhuri et
 al. 2006, doi:10.1109/ICDE.2006.9, and Bayardo et al. 2007, doi:10.1145/1242572.1242591; 0.8 and word 3-grams lie in
 the range of Lee et al. 2022, arXiv:2107.06499 (0.8 with 5-grams on documents), shortened for one-sentence rows.
