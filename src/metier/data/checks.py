@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
 
 from metier.core.rng import derive
 from metier.data import personal, similar
-from metier.data.content import answer, asked, before_answer, normalised
+from metier.data.content import asked, before_answer, digest, normalised
 from metier.data.faults import Faults, count, excerpt, listed, nearest
-from metier.data.records import Labelled, Record
+from metier.data.records import Labelled, Record, pick
 from metier.recipe import DataSection
 
 Target = Callable[[Record], str | None]
@@ -45,7 +49,7 @@ def overlap(train: Side, other: Side, section: DataSection, faults: Faults) -> t
 
     A refusal is added to `faults` with up to five pairs.
     """
-    pairs = similar.pairs_between([asked(row) for row in train.records], [asked(row) for row in other.records])
+    pairs = similar.pairs_between(map(asked, train.records), map(asked, other.records))
     sharing = _same_group(train, other, section.group) - {pair.left for pair in pairs}
     if not pairs and not sharing:
         return train, []
@@ -59,8 +63,8 @@ def overlap(train: Side, other: Side, section: DataSection, faults: Faults) -> t
     said = f"{count(len(pairs) + len(sharing), 'training row')} also in {other.name} ({other.file}): {how}"
     if section.overlap == "drop":
         gone = sharing | {pair.left for pair in pairs}
-        kept = [row for index, row in enumerate(train.records) if index not in gone]
-        return Side(train.name, train.file, kept), [
+        kept = [index for index in range(len(train.records)) if index not in gone]
+        return Side(train.name, train.file, pick(train.records, kept)), [
             f"{said}. They are left out of training, as data.overlap=drop says."
         ]
     if section.overlap == "allow":
@@ -82,7 +86,7 @@ REMEDIES = (
 
 def shared(validation: Side, test: Side) -> list[str]:
     """A note on rows that both choose the best step and judge it."""
-    pairs = similar.pairs_between([asked(row) for row in validation.records], [asked(row) for row in test.records])
+    pairs = similar.pairs_between(map(asked, validation.records), map(asked, test.records))
     if not pairs:
         return []
     first = f"{validation.records[pairs[0].left].where} and {test.records[pairs[0].right].where}"
@@ -114,14 +118,17 @@ def group_column(side: Side, group: str, faults: Faults) -> None:
 
 def repeats(side: Side) -> list[str]:
     """Notes on rows that ask the same, and on those that then answer differently."""
-    answers: dict[str, set[str | None]] = {}
+    texts, answers = array("Q"), array("Q")
     for row in side.records:
-        answers.setdefault(normalised(asked(row)), set()).add(answer(row) if isinstance(row, Labelled) else None)
+        texts.append(digest(normalised(asked(row))))
+        answers.append(digest(row.label) if isinstance(row, Labelled) else 0)
+    pairs = np.unique(np.stack([np.asarray(texts), np.asarray(answers)]), axis=1)
+    distinct, answers_of = np.unique(pairs[0], return_counts=True)
     notes = []
-    if (again := len(side.records) - len(answers)) > 0:
+    if (again := len(side.records) - len(distinct)) > 0:
         repeat = "repeats" if again == 1 else "repeat"
         notes.append(f"{side.file}: {count(again, 'row')} {repeat} another row word for word.")
-    if torn := sum(len(labels) > 1 for labels in answers.values()):
+    if torn := int((answers_of > 1).sum()):
         stand = "stands" if torn == 1 else "stand"
         notes.append(f"{side.file}: {count(torn, 'text')} {stand} under more than one label.")
     return notes
@@ -165,32 +172,78 @@ def leaks(side: Side, target: Target, seed: int, faults: Faults) -> list[str]:
     Each row is held against its own answer and against that of another row, so that a text that lists every label,
     or a prompt that ends "yes or no", is no leak.
     """
-    rows = [(row, normalised(own)) for row in side.records if (own := target(row)) is not None]
-    rows = [(row, own) for row, own in rows if own]
-    answers = sorted({own for _, own in rows})
-    if len(rows) < LEAST_ROWS:
+    answered = _Answered.of(side.records, target)
+    if len(answered) < LEAST_ROWS:
         return []
-    if len(answers) == 1:
-        return (
-            [] if isinstance(rows[0][0], Labelled) else [f"{side.file}: every row of {side.name} has the same answer."]
-        )
-    chance = random.Random(derive(seed, "leaks"))  # noqa: S311 - a draw, no secret
-    others = [_other(own, answers, chance) for _, own in rows]
-    if isinstance(rows[0][0], Labelled):
-        texts = [f" {normalised(asked(row))} " for row, _ in rows]
-        own_share = sum(_stands(own, text) for (_, own), text in zip(rows, texts, strict=True)) / len(rows)
-        other_share = sum(_stands(other, text) for other, text in zip(others, texts, strict=True)) / len(rows)
-        return _label_leak(side, own_share, other_share, rows[0][0].where, faults)
-    ends = [normalised(before_answer(row)) for row, _ in rows]
-    given = [row.where for (row, own), end in zip(rows, ends, strict=True) if _ends(end, own)]
-    by_chance = sum(_ends(end, other) for end, other in zip(ends, others, strict=True))
-    return _given_away(side, given, by_chance, len(rows), faults)
+    first = side.records[answered.rows[0]]
+    if answered.distinct == 1:
+        return [] if isinstance(first, Labelled) else [f"{side.file}: every row of {side.name} has the same answer."]
+    given, own_number, other_number = "", 0, 0
+    meets, read = (_stands, _padded) if isinstance(first, Labelled) else (_ends, _before)
+    for row, own, other in answered.pairs(random.Random(derive(seed, "leaks"))):  # noqa: S311 - a draw, no secret
+        text = read(row)
+        if meets(own, text):
+            given, own_number = given or row.where, own_number + 1
+        other_number += meets(other, text)
+    if isinstance(first, Labelled):
+        rows = len(answered)
+        return _label_leak(side, own_number / rows, other_number / rows, first.where, faults)
+    return _given_away(side, given, own_number, other_number, len(answered), faults)
 
 
-def _other(own: str, answers: Sequence[str], chance: random.Random) -> str:
-    """Another row's answer."""
-    index = chance.randrange(len(answers) - 1)
-    return answers[index] if answers[index] < own else answers[index + 1]
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """The rows of a side that have an answer; answers are read again, for together they may not fit in memory.
+
+    Attributes:
+        records: All rows.
+        target: Takes a row and gives its answer.
+        rows: Indices of those that have one.
+        which: For each the number of its answer among the different ones.
+        example: For each different answer a row that has it.
+    """
+
+    records: Sequence[Record]
+    target: Target
+    rows: Sequence[int]
+    which: Sequence[int]
+    example: Sequence[int]
+
+    @classmethod
+    def of(cls, records: Sequence[Record], target: Target) -> _Answered:
+        rows, digests = array("q"), array("Q")
+        for index, row in enumerate(records):
+            if own := normalised(target(row) or ""):
+                rows.append(index)
+                digests.append(digest(own))
+        _, first, which = np.unique(np.asarray(digests), return_index=True, return_inverse=True)
+        return cls(records, target, rows, array("q", which.tobytes()), array("q", np.asarray(rows)[first].tobytes()))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def distinct(self) -> int:
+        """How many different answers there are."""
+        return len(self.example)
+
+    def pairs(self, chance: random.Random) -> Iterator[tuple[Record, str, str]]:
+        """Each row with its own answer and with that of another row."""
+        answer_of = lru_cache(1024)(lambda number: self._answer(self.records[self.example[number]]))
+        for index, own in zip(self.rows, self.which, strict=True):
+            row, drawn = self.records[index], chance.randrange(self.distinct - 1)
+            yield row, self._answer(row), answer_of(drawn + (drawn >= own))
+
+    def _answer(self, row: Record) -> str:
+        return normalised(self.target(row) or "")
+
+
+def _padded(row: Record) -> str:
+    return f" {normalised(asked(row))} "
+
+
+def _before(row: Record) -> str:
+    return normalised(before_answer(row))
 
 
 def _stands(label: str, text: str) -> bool:
@@ -198,7 +251,7 @@ def _stands(label: str, text: str) -> bool:
     return (f" {label} " if label.isascii() else label) in text
 
 
-def _ends(text: str, answer: str) -> bool:
+def _ends(answer: str, text: str) -> bool:
     return text.endswith(answer) and (not answer.isascii() or f" {text}".endswith(f" {answer}"))
 
 
@@ -209,14 +262,14 @@ def _label_leak(side: Side, own: float, other: float, where: str, faults: Faults
     return []
 
 
-def _given_away(side: Side, given: Sequence[str], by_chance: int, rows: int, faults: Faults) -> list[str]:
-    if len(given) <= 2 * by_chance:
+def _given_away(side: Side, first: str, given: int, by_chance: int, rows: int, faults: Faults) -> list[str]:
+    if given <= 2 * by_chance:
         return []
-    what = f"{count(len(given), 'prompt')} of {rows:,} in {side.name} already end with the answer"
-    if len(given) > GIVEN_SHARE * rows:
-        faults.add("answer in the prompt", given[0], what, "take the answer out of the prompt")
+    what = f"{count(given, 'prompt')} of {rows:,} in {side.name} already end with the answer"
+    if given > GIVEN_SHARE * rows:
+        faults.add("answer in the prompt", first, what, "take the answer out of the prompt")
         return []
-    return [f"{side.file}: {what} (first at {given[0]})."]
+    return [f"{side.file}: {what} (first at {first})."]
 
 
 def personal_data(sides: Sequence[Side], section: DataSection, faults: Faults) -> list[str]:
@@ -224,7 +277,7 @@ def personal_data(sides: Sequence[Side], section: DataSection, faults: Faults) -
     if section.personal_data == "ignore":
         return []
     notes = []
-    for found in personal.find([row for side in sides for row in side.records]):
+    for found in personal.find(row for side in sides for row in side.records):
         said = f"{found.kind}: {found.number:,} in {count(found.rows, 'row')}, such as {', '.join(found.samples)}"
         if section.personal_data == "refuse":
             hint = "take them out; data.personal_data=warn only tells, =ignore does not look"

@@ -109,6 +109,11 @@ def normalised(text: str) -> str:
     return " ".join(_PUNCTUATION.sub(" ", _APOSTROPHES.sub("", folded)).split())
 
 
+def digest(text: str) -> int:
+    """64 bits of a text: among a million texts two differ but share them with a chance of 3 in 100 million."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
 def words_in(text: str) -> int:
     """How many words a text has; of scripts without spaces two characters count as one."""
     unspaced = len(_UNSPACED.findall(text))

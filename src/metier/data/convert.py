@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Literal
 
+from metier.data.content import texts
 from metier.data.faults import count, listed, nearest
-from metier.data.files import Row, Table
+from metier.data.files import Table
 from metier.data.formats import Shape, structure
-from metier.data.records import NOTHING, Columns, Completion, Conversation, Document, Labelled, Message, Record
+from metier.data.lines import Row
+from metier.data.records import NOTHING, Columns, Completion, Conversation, Document, Labelled, Message, Record, Records
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: Mapping[str, Role] = {
@@ -35,6 +38,8 @@ ROLES: Mapping[str, Role] = {
     "function_response": "tool",
     "tool_response": "tool",
 }
+KEPT_CHARACTERS, RECORD_CHARACTERS = 10_000_000, 500
+"""Records are kept until they weigh so much; what a record weighs beside its texts."""
 DROPPED_AT_MOST = 0.01
 """Share of rows without a last reply above which the file is refused: then it is no slip but another format."""
 
@@ -96,8 +101,11 @@ class _Reader:
         return MappingProxyType(extras) if extras else NOTHING
 
 
-def records(table: Table, shape: Shape, *, keep: str | None = None) -> tuple[list[Record], list[str]]:
+def records(table: Table, shape: Shape, *, keep: str | None = None) -> tuple[Records, list[str]]:
     """The records of a table and what the user should know; what is wrong is added to the table's faults.
+
+    Every row is converted once, to be checked; the records of the first rows, up to a fixed size, are kept, those of
+    others are made again when they are asked for.
 
     Args:
         table: The rows.
@@ -105,17 +113,28 @@ def records(table: Table, shape: Shape, *, keep: str | None = None) -> tuple[lis
         keep: A column that goes to the extras even if the format uses it.
     """
     convert = CONVERTERS[shape.format]
-    found: list[Record] = []
-    dropped: list[Row] = []
-    for row in table.rows:
-        where = table.where(row.line)
+
+    def made(row: Row) -> Record:
+        return convert(_Reader(row.values, shape), table.where(row.line), keep)
+
+    good, dropped, turns = array("q"), array("q"), _Turns()
+    kept: dict[int, Record] = {}
+    room = KEPT_CHARACTERS
+    for place, row in enumerate(table.rows):
         try:
-            found.append(convert(_Reader(row.values, shape), where, keep))
+            record = made(row)
         except NothingToLearnError:
-            dropped.append(row)
+            dropped.append(row.line)
         except RowError as error:
-            table.faults.add(error.kind, where, error.what, error.hint)
-    return found, _dropped(table, dropped) + list(_turn_notes(table.file, found))
+            table.faults.add(error.kind, table.where(row.line), error.what, error.hint)
+        else:
+            good.append(place)
+            turns.see(record)
+            room -= RECORD_CHARACTERS + sum(map(len, texts(record)))
+            if room > 0:
+                kept[place] = record
+    notes = _dropped(table, dropped) + turns.notes(table.file)
+    return Records(lambda place: kept.get(place) or made(table.rows[place]), good), notes
 
 
 def _text(value: Any, name: str, *, empty: bool = False) -> str:
@@ -306,37 +325,51 @@ def _check_turns(turns: Sequence[Message]) -> None:
         raise NothingToLearnError("no last reply", f"ends with a {roles[-1]} turn")
 
 
-def _dropped(table: Table, dropped: Sequence[Row]) -> list[str]:
+def _dropped(table: Table, dropped: Sequence[int]) -> list[str]:
     """A note on rows without a last reply, or a fault where they are many."""
     if not dropped:
         return []
-    places = listed([str(row.line) for row in dropped], 5)
+    places = ", ".join(map(str, dropped[:5])) + (f" and {len(dropped) - 5} more" if len(dropped) > 5 else "")
     said = f"{count(len(dropped), 'row')} of {len(table.rows):,} end without a reply (line {places})"
     if len(dropped) > DROPPED_AT_MOST * len(table.rows):
         hint = "add the replies, or take these rows out; up to 1 % would be left out for you"
-        table.faults.add("no last reply", table.where(dropped[0].line), said, hint)
+        table.faults.add("no last reply", table.where(dropped[0]), said, hint)
         return []
     return [f"{table.file}: {said}: left out, for there is nothing to learn in them."]
 
 
-def _turn_notes(file: str, found: Sequence[Record]) -> Iterator[str]:
-    """What is unusual in conversations but can be learnt."""
-    dialogues = [record for record in found if isinstance(record, Conversation)]
-    checks: tuple[tuple[str, Callable[[list[str]], bool]], ...] = (
-        ("two assistant turns in a row", lambda roles: _twice("assistant", roles)),
-        ("two user turns in a row", lambda roles: _twice("user", roles)),
-        ("the assistant speaking first", lambda roles: next(role for role in roles if role != "system") == "assistant"),
-        ("a system turn after the first", lambda roles: "system" in roles[1:]),
-    )
-    for said, test in checks:
-        places = [record.where for record in dialogues if test([turn.role for turn in record.messages])]
-        if places:
-            have = "has" if len(places) == 1 else "have"
-            yield f"{file}: {count(len(places), 'conversation')} {have} {said} (first at {places[0]})."
+class _Turns:
+    """What is unusual in conversations but can be learnt: how often, and where first."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[int, str]] = dict.fromkeys(UNUSUAL, (0, ""))
+
+    def see(self, record: Record) -> None:
+        if isinstance(record, Conversation):
+            roles = [turn.role for turn in record.messages]
+            for said, test in UNUSUAL.items():
+                if test(roles):
+                    number, first = self._found[said]
+                    self._found[said] = number + 1, first or record.where
+
+    def notes(self, file: str) -> list[str]:
+        return [
+            f"{file}: {count(number, 'conversation')} {'has' if number == 1 else 'have'} {said} (first at {first})."
+            for said, (number, first) in self._found.items()
+            if number
+        ]
 
 
 def _twice(role: str, roles: Sequence[str]) -> bool:
     return any(first == second == role for first, second in pairwise(roles))
+
+
+UNUSUAL: Mapping[str, Callable[[Sequence[str]], bool]] = {
+    "two assistant turns in a row": lambda roles: _twice("assistant", roles),
+    "two user turns in a row": lambda roles: _twice("user", roles),
+    "the assistant speaking first": lambda roles: next(role for role in roles if role != "system") == "assistant",
+    "a system turn after the first": lambda roles: "system" in roles[1:],
+}
 
 
 def _own_row(row: _Reader, where: str, _: str | None) -> Columns:

@@ -31,6 +31,11 @@ class Faults:
         """Note one fault; `kind` is what it has in common with its like, in words."""
         self._by_kind[kind].append(Fault(where, what, hint))
 
+    def extend(self, other: Faults) -> None:
+        """Take over what another gathered."""
+        for kind, faults in other._by_kind.items():
+            self._by_kind[kind] += faults
+
     def __bool__(self) -> bool:
         return bool(self._by_kind)
 

@@ -1,6 +1,7 @@
 """From a path to rows: bytes are checked, decoded and parsed here, and every fault knows its line.
 
-A file is read whole. JSONL, JSON and CSV are told apart by extension and, where that lies, by content.
+JSONL is read line by line, and a row of it is parsed again whenever it is asked for, so that no file is too large for
+memory; JSON and CSV are read whole and kept. They are told apart by extension and, where that lies, by content.
 """
 
 from __future__ import annotations
@@ -9,18 +10,23 @@ import csv
 import gzip
 import io
 import stat
+import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from metier.core import DataError
+from metier.core.files import cache_root
 from metier.data.faults import Faults, count, nearest
+from metier.data.lines import BLANK, LineRows, Row, Source, as_object, line_rows, parsed
 from metier.data.strict_json import NotJSONError, elements, members, parse
 
 MAX_BYTES = 20 << 30
-"""Largest content that is read; rows are held in memory."""
+"""Largest content that is read."""
+IN_MEMORY_BYTES = 16 << 20
+"""A smaller file is read once and kept, so that nobody can change it while it is used."""
 BOMB_BYTES = 1 << 30
 BOMB_RATIO = 200
 """Text compresses some 3 to 20 times, DEFLATE at most 1032 times: above this ratio, after a GiB, we stop."""
@@ -48,21 +54,9 @@ OTHER_KINDS = {
     ".yml": "write the rows as JSONL",
 }
 MAGIC = {b"PAR1": ".parquet", b"PK\x03\x04": ".zip", b"ARROW1": ".arrow", b"BZh": ".bz2", b"\xfd7zXZ": ".xz"}
-JSON_KINDS = {".jsonl", ".ndjson", ".json"}
+LINE_KINDS = {".jsonl", ".ndjson"}
+JSON_KINDS = LINE_KINDS | {".json"}
 TABLE_KINDS = {".csv", ".tsv", ".tab"}
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row as it stood in the file.
-
-    Attributes:
-        line: Line on which the row begins, from 1.
-        values: Column to value.
-    """
-
-    line: int
-    values: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +71,14 @@ class Table:
     """
 
     file: str
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
     faults: Faults
     header: bool = False
 
     def columns(self) -> tuple[str, ...]:
         """Every column that some row has, in the order of appearance."""
+        if isinstance(self.rows, LineRows):
+            return tuple(self.rows.columns)
         return tuple(dict.fromkeys(column for row in self.rows for column in row.values))
 
     def where(self, line: int) -> str:
@@ -97,9 +93,15 @@ def read_table(file: str) -> Table:
         DataError: If the file is not there, not a regular file, empty, too large, or not a kind we read.
     """
     path = _located(file)
-    content = _content(file, path)
-    kind = _kind(file, path, content)
+    source = _source(file, path)
+    head = source.head()
+    kind = _kind(file, path, head)
     faults = Faults(file)
+    if kind in LINE_KINDS and head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        rows = line_rows(source, faults, lambda start: _encoding(start, file))
+        if rows is not None:
+            return Table(file, rows, faults)
+    content = source.whole()
     text, bad_lines = _decoded(content, faults)
     if not text.strip("\ufeff \t\r\n"):
         raise DataError("is empty", where=file, hint="it needs one row for each example")
@@ -125,13 +127,17 @@ def _located(file: str) -> Path:
         return Path(file)
 
 
-def _content(file: str, path: Path) -> bytes:
+def _source(file: str, path: Path) -> Source:
     try:
         _regular(file, path)
         with path.open("rb") as raw:
             packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
-            return _unpacked(file, raw) if packed else raw.read()
+            if packed:
+                return _unpacked(file, raw)
+            if path.stat().st_size <= IN_MEMORY_BYTES:
+                return Source(file, io.BytesIO(raw.read()), watched=False)
+        return Source(file, path.open("rb"), watched=True)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"cannot be read: {reason}", where=file, hint="check the path and its permissions") from None
@@ -166,16 +172,19 @@ def _did_you_mean(file: str, path: Path) -> str:
     return f"paths start at {Path.cwd()}"
 
 
-def _unpacked(file: str, raw: BinaryIO) -> bytes:
-    """The content of a gzip file, stopped early where it is a decompression bomb."""
+def _unpacked(file: str, raw: BinaryIO) -> Source:
+    """The content of a gzip file, on disk where it is large; stopped early where it is a decompression bomb."""
     size_packed = raw.seek(0, io.SEEK_END)
     raw.seek(0)
-    blocks: list[bytes] = []
+    folder = cache_root()
+    folder.mkdir(parents=True, exist_ok=True)
+    blocks: Any = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES, dir=str(folder))  # noqa: SIM115
+    unpacked = Source(file, blocks, watched=False)
     size = 0
     try:
         with gzip.open(raw) as stream:
             while block := stream.read(BLOCK_BYTES):
-                blocks.append(block)
+                blocks.write(block)
                 size += len(block)
                 if size > MAX_BYTES or (size > BOMB_BYTES and size > BOMB_RATIO * size_packed):
                     raise DataError(
@@ -185,7 +194,7 @@ def _unpacked(file: str, raw: BinaryIO) -> bytes:
                     )
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"not a whole gzip file: {error}", where=file, hint="copy or download it again") from None
-    return b"".join(blocks)
+    return unpacked
 
 
 def _extension(path: Path) -> str:
@@ -282,32 +291,11 @@ def _complete(lines: list[str]) -> bool:
 def _line_rows(text: str, faults: Faults, bad_lines: frozenset[int]) -> Iterator[Row]:
     end = "\n" if "\n" in text else "\r"
     for number, line in enumerate(text.split(end), 1):
-        stripped = line.strip("\ufeff \t\r")
-        if not stripped or number in bad_lines:
+        if not line.strip(BLANK) or number in bad_lines:
             continue
-        where = f"{faults.file}:{number}"
-        try:
-            # Columns are counted in the line as an editor shows it.
-            value = parse(line.rstrip("\r").lstrip("\ufeff"))
-        except NotJSONError as error:
-            faults.add("not JSON", where, f"not JSON: {error.what}", error.hint)
-            continue
-        if row := _object_row(value, number, where, faults):
-            yield row
-
-
-def _object_row(value: Any, line: int, where: str, faults: Faults) -> Row | None:
-    if isinstance(value, dict):
-        return Row(line, value)
-    faults.add(
-        "not an object", where, f"the row is {_named(value)}, not an object", 'write it as {"column": value, ...}'
-    )
-    return None
-
-
-def _named(value: Any) -> str:
-    names = {str: "a text", list: "a list", int: "a number", float: "a number", bool: "true or false"}
-    return "null" if value is None else names.get(type(value), "an object")
+        values = parsed(line, number, faults)
+        if values is not None:
+            yield Row(number, values)
 
 
 def _array_rows(text: str, start: int, faults: Faults) -> Iterator[Row]:
@@ -322,8 +310,9 @@ def _located_rows(text: str, found: Iterator[tuple[int, Any]], faults: Faults) -
     line, seen = 1, 0
     for place, value in found:
         line, seen = line + text.count("\n", seen, place), place
-        if row := _object_row(value, line, f"{faults.file}:{line}", faults):
-            yield row
+        values = as_object(value, f"{faults.file}:{line}", faults)
+        if values is not None:
+            yield Row(line, values)
 
 
 def _not_json(text: str, error: NotJSONError, faults: Faults) -> None:

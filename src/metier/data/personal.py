@@ -9,7 +9,7 @@ Source: card numbers, ISO/IEC 7812-1 (Luhn); IBAN, ISO 13616 (mod 97); resident 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from metier.data.content import texts
@@ -46,19 +46,19 @@ SAMPLES = 3
 RESERVED = (".example.com", ".example.org", ".example.net", ".example", ".test", ".invalid", ".localhost")
 
 
-def find(records: Sequence[Record]) -> list[Found]:
+def find(records: Iterable[Record]) -> list[Found]:
     """Every kind of personal data in the records, most frequent first."""
-    number: dict[str, int] = {}
-    places: dict[str, dict[str, str]] = {}
+    found: dict[str, Found] = {}
     for record in records:
+        here: dict[str, list[str]] = {}
         for text in texts(record):
-            for kind, found in _in_text(text):
-                number[kind] = number.get(kind, 0) + 1
-                places.setdefault(kind, {}).setdefault(record.where, masked(found))
-    return [
-        Found(kind, number[kind], len(rows), tuple(f"{where} ({mask})" for where, mask in list(rows.items())[:SAMPLES]))
-        for kind, rows in sorted(places.items(), key=lambda item: -number[item[0]])
-    ]
+            for kind, it in _in_text(text):
+                here.setdefault(kind, []).append(it)
+        for kind, finds in here.items():
+            so_far = found.get(kind, Found(kind, 0, 0, ()))
+            samples = (*so_far.samples, f"{record.where} ({masked(finds[0])})")[:SAMPLES]
+            found[kind] = Found(kind, so_far.number + len(finds), so_far.rows + 1, samples)
+    return sorted(found.values(), key=lambda one: -one.number)
 
 
 def without(text: str) -> str:

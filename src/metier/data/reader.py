@@ -51,7 +51,7 @@ def read(section: DataSection, *, accepts: Collection[str], target: Target | Non
         for name in JUDGING
         if len(sides[name].records) < FEW_ROWS
     ]
-    rows = {name: tuple(side.records) for name, side in sides.items()}
+    rows = {name: side.records for name, side in sides.items()}
     return Splits(
         train=rows["train"],
         validation=rows["validation"],

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from metier.data.cells import CellTable
@@ -134,6 +135,45 @@ class Cells(Sequence[Cell]):
 
 
 Record = Conversation | Completion | Document | Labelled | Columns | Cell
+
+
+class Records(Sequence[Record]):
+    """Rows of a file, made one by one as they are asked for."""
+
+    def __init__(self, make: Callable[[int], Record], places: Sequence[int] | NDArray[np.int64]) -> None:
+        """Take what makes the record of a place, and the places in order."""
+        self._make, self._places = make, np.asarray(places, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, place: int) -> Record: ...
+    @overload
+    def __getitem__(self, place: slice) -> Records: ...
+    def __getitem__(self, place: int | slice) -> Record | Records:
+        if isinstance(place, slice):
+            return Records(self._make, self._places[place])
+        return self._make(int(self._places[place]))
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self._make(int(place)) for place in self._places)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(one == two for one, two in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def pick(self, rows: Sequence[int]) -> Records:
+        """Some of them, by index."""
+        return Records(self._make, self._places[np.asarray(rows, dtype=np.int64)])
+
+
+def pick(records: Sequence[Record], rows: Sequence[int]) -> Sequence[Record]:
+    """Some of the records, by index."""
+    return records.pick(rows) if isinstance(records, Records) else [records[row] for row in rows]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import random
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+import sys
+from array import array
+from collections import Counter
+from collections.abc import Mapping, MutableSequence, Sequence
 from math import ceil
+from typing import overload
+
+import numpy as np
 
 from metier.core import DataError
 from metier.core.rng import derive
 from metier.data import similar
 from metier.data.content import asked
 from metier.data.faults import count
-from metier.data.records import Labelled, Record
+from metier.data.records import Labelled, Record, pick
 
 FEW_ROWS = 30
 """Below this many, the 95 % interval of a share near 1/2 is wider than a third. Source: Wilson 1927."""
@@ -20,7 +25,7 @@ FEW_ROWS = 30
 
 def draw(
     records: Sequence[Record], shares: Mapping[str, float], *, seed: int, group: str | None, file: str
-) -> dict[str, list[Record]]:
+) -> dict[str, Sequence[Record]]:
     """Rows for each named share and, under "train", the rest; the order of the file is kept in each.
 
     Exact and near duplicates stay on one side together, as do the rows of one group. Rows with labels are stratified.
@@ -29,12 +34,13 @@ def draw(
         DataError: If a share of these rows is no row.
     """
     units = _units(records, group)
-    labels = [record.label if isinstance(record, Labelled) else "" for record in records]
+    labels = [sys.intern(record.label) if isinstance(record, Labelled) else "" for record in records]
     side = ["train"] * len(records)
     for name, share in shares.items():
         wanted = round_half_up(share * len(records))
         chosen = _chosen(
-            {key: rows for key, rows in units.items() if side[rows[0]] == "train"},
+            units,
+            array("q", (unit for unit in range(len(units)) if side[units[unit][0]] == "train")),
             labels,
             _quotas(labels, wanted),
             random.Random(derive(seed, "split", name)),  # noqa: S311 - a draw, no secret
@@ -43,17 +49,15 @@ def draw(
             raise _too_few(file, name, share, len(records), len(units))
         for row in chosen:
             side[row] = name
-    return {
-        name: [record for record, of in zip(records, side, strict=True) if of == name] for name in ("train", *shares)
-    }
+    return {name: pick(records, [row for row, of in enumerate(side) if of == name]) for name in ("train", *shares)}
 
 
-def sample(records: Sequence[Record], most: int | None, *, seed: int, name: str) -> list[Record]:
+def sample(records: Sequence[Record], most: int | None, *, seed: int, name: str) -> Sequence[Record]:
     """At most `most` records, drawn with the seed, in their old order."""
     if most is None or len(records) <= most:
-        return list(records)
+        return records
     drawn = random.Random(derive(seed, "max_rows", name)).sample(range(len(records)), most)  # noqa: S311
-    return [records[index] for index in sorted(drawn)]
+    return pick(records, sorted(drawn))
 
 
 def round_half_up(number: float) -> int:
@@ -61,17 +65,35 @@ def round_half_up(number: float) -> int:
     return int(number + 0.5)
 
 
-def _units(records: Sequence[Record], group: str | None) -> dict[int, list[int]]:
-    """Rows that must not be parted, by the smallest of them."""
-    parent = similar.clusters([asked(record) for record in records])
+class _Units(Sequence[list[int]]):
+    """Rows that must not be parted, ordered by the smallest of each unit."""
+
+    def __init__(self, parent: MutableSequence[int]) -> None:
+        root_N = np.fromiter((similar.root(parent, index) for index in range(len(parent))), np.int64, len(parent))
+        self._rows = np.argsort(root_N, kind="stable")
+        self._ends = np.cumsum(np.unique(root_N, return_counts=True)[1])
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, unit: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, unit: slice) -> Sequence[list[int]]: ...
+    def __getitem__(self, unit: int | slice) -> list[int] | Sequence[list[int]]:
+        if isinstance(unit, slice):
+            return [self[i] for i in range(*unit.indices(len(self)))]
+        rows: list[int] = self._rows[self._ends[unit - 1] if unit else 0 : self._ends[unit]].tolist()
+        return rows
+
+
+def _units(records: Sequence[Record], group: str | None) -> _Units:
+    parent = similar.clusters(map(asked, records))
     if group is not None:
         first: dict[str, int] = {}
         for index, record in enumerate(records):
             similar.join(parent, index, first.setdefault(str(record.extras[group]), index))
-    units: dict[int, list[int]] = defaultdict(list)
-    for index in range(len(parent)):
-        units[similar.root(parent, index)].append(index)
-    return units
+    return _Units(parent)
 
 
 def _quotas(labels: Sequence[str], wanted: int) -> Counter[str]:
@@ -86,27 +108,32 @@ def _quotas(labels: Sequence[str], wanted: int) -> Counter[str]:
 
 
 def _chosen(
-    units: Mapping[int, list[int]], labels: Sequence[str], quotas: Counter[str], chance: random.Random
+    units: _Units, order: array[int], labels: Sequence[str], quotas: Counter[str], chance: random.Random
 ) -> list[int]:
-    """Rows of units drawn at random: first those that fit the quotas, then those that fit their sum.
+    """Rows of the units in `order`, drawn at random: first those that fit the quotas, then those that fit their sum.
 
     The last rows of a label are never taken out of training.
     """
-    left = Counter(labels[row] for rows in units.values() for row in rows)
-    order = list(units)
+    left = Counter(labels[row] for unit in order for row in units[unit])
     chance.shuffle(order)
     chosen: list[int] = []
     wanted = quotas.total()
     open_quotas = Counter(quotas)
     for strict in (True, False):
-        for key in list(order):
-            need = Counter(labels[row] for row in units[key])
+        passed = array("q")
+        for unit in order:
+            if len(chosen) == wanted:
+                return chosen
+            rows = units[unit]
+            need = Counter(labels[row] for row in rows)
             fits = need <= open_quotas if strict else len(chosen) + need.total() <= wanted
             if fits and need.total() < left.total() and all(left[label] > number for label, number in need.items()):
-                chosen += units[key]
+                chosen += rows
                 open_quotas -= need
                 left -= need
-                order.remove(key)
+            else:
+                passed.append(unit)
+        order = passed
     return chosen
 
 

@@ -48,11 +48,11 @@ def measure(
         how: Limits of generation.
         judge: Takes answers to the test rows and gives the domain figures.
     """
-    questions, references = [task.question(row) for row in train], [task.reference(row) for row in train]
-    asked = [task.question(row) for row in test]
+    references = _few_references(task, train)
     distinct = sorted(set(references))
-    if not all(questions) or len(distinct) > MOST_ANSWERS or len(distinct) * 2 > len(references):
+    if not distinct or len(distinct) * 2 > len(references) or not all(task.question(row) for row in train):
         return ()
+    questions, asked = ([task.question(row) for row in side] for side in (train, test))
     found = [_timed("most_common", judge, lambda: [Counter(references).most_common(1)[0][0]] * len(asked))]
     found.append(_timed("linear_words", judge, lambda: linear_words(questions, references, asked)))
     if task.retains == "encoder":
@@ -66,6 +66,18 @@ def measure(
     if callable(among):
         found.append(_timed("base_among", judge, lambda: among(model, test, how, distinct)))
     return tuple(found)
+
+
+def _few_references(task: TextTask[Any], train: Sequence[Record]) -> list[str]:
+    """The answer of every row, equal ones kept once; none where there are too many to choose among."""
+    known: dict[str, str] = {}
+    found: list[str] = []
+    for row in train:
+        reference = task.reference(row)
+        found.append(known.setdefault(reference, reference))
+        if len(known) > MOST_ANSWERS:
+            return []
+    return found
 
 
 TITLES = {

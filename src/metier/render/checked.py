@@ -26,7 +26,7 @@ def as_json(job: Job) -> dict[str, Any]:
         "task": job.task.kind,
         "head": job.head,
         "labels": list(job.labels),
-        "tokens": sum(job.task.size(example) for example in job.train),
+        "tokens": sum(job.sizes()),
         "facts": list(job.splits.facts),
         "notes": list(job.notes),
         "examples": [
@@ -43,7 +43,7 @@ def show(job: Job) -> None:
     console.print(f"{job.recipe.data.train}: {splits.reason}", markup=False)
     rows = f"{len(splits.train)} training, {len(splits.validation)} validation, {len(splits.test)} test"
     console.print(f"rows: {rows} ({len(job.test)} will be measured)")
-    sizes = sorted(job.task.size(example) for example in job.train)
+    sizes = sorted(job.sizes())
     if sizes[-1] > 1:
         console.print(f"tokens: {sum(sizes):,} in training rows, median {sizes[len(sizes) // 2]}, longest {sizes[-1]}")
     if job.labels:

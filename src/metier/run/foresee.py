@@ -115,7 +115,8 @@ class _Bench:
             adapters=isinstance(recipe.method, LoRAMethod),
         )
         self._task = job.task.suited(self._module)
-        self._longest_first = sorted(job.train, key=self._task.size, reverse=True)
+        self._train, self._sizes = job.train, job.sizes()
+        self._longest_first = sorted(range(len(self._sizes)), key=lambda i: self._sizes[i], reverse=True)
 
     @contextmanager
     def engine(self, section: TrainSection) -> Iterator[None]:
@@ -132,7 +133,8 @@ class _Bench:
     def step(self, tokens: int) -> Sample:
         """Take one real step of about so many tokens."""
         task = self._task
-        rows = self._longest_first[: max(1, tokens // task.size(self._longest_first[0]))]
+        most = max(1, tokens // self._sizes[self._longest_first[0]])
+        rows = [self._train[i] for i in self._longest_first[:most]]
         batch = task.collate(rows)
         meter = Meter()
         self._module.train()

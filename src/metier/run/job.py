@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metier import planning
+from metier import planning, tasks
 from metier.core import DataError, Fault, log
 from metier.core.rng import derive
 
@@ -59,6 +59,10 @@ class Job(ABC):
     def shown(self, count: int = 3) -> list[Shown]:
         """Training examples as the model meets them."""
         return [self.task.show(self.train[i]) for i in range(min(count, len(self.train)))]
+
+    def sizes(self) -> Sequence[int]:
+        """What each training example costs, in tokens."""
+        return tasks.sizes(self.task, self.train)
 
     @property
     @abstractmethod

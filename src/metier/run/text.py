@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,13 +86,12 @@ class TextJob(Job):
 
     def plan(self, *, flops_per_second: float | None) -> Plan:
         """Parameters, memory and time of every method."""
-        sizes = [self.task.size(example) for example in self.train]
         return planning.plan(
             self.shape,
             self.recipe,
-            row_tokens=sizes,
+            row_tokens=self.sizes(),
             head=self.head,
-            supervised_share=_learnt_share(self.train, sizes),
+            supervised_share=_learnt_share(self.train),
             peak_tokens=_largest_cut(self.task, self.recipe, self.train),
             flops_per_second=flops_per_second,
         )
@@ -129,8 +129,8 @@ def prepare(recipe: Recipe, section: TextTaskSection) -> TextJob:
         labels=labels,
         task=task,
         splits=splits,
-        train=tuple(train),
-        validation=tuple(validation),
+        train=train,
+        validation=validation,
         test=measured_rows(splits.test, recipe.evaluate.rows, recipe.data.seed),
         pack=pack,
         notes=tuple(notes),
@@ -174,8 +174,7 @@ def _encode(task: TextTask[Any], splits: Splits) -> tuple[Sequence[Any], Sequenc
 
 
 def _dropped(splits: Splits, train: Sequence[Any], recipe: Recipe) -> list[str]:
-    kept = len({example.where for example in train})
-    lost = len(splits.train) - kept
+    lost = len(splits.train) - tasks.rows_behind(train)
     if lost <= 0 or recipe.task.kind == "classify":
         return []
     return [f"{lost} of {len(splits.train)} training rows are longer than task.max_tokens and were dropped"]
@@ -197,15 +196,29 @@ def _unknown(train: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> list[s
     return [f"{share:.0%} of the tokens are unknown to this model: choose a base that was trained on this language"]
 
 
-def _learnt_share(train: Sequence[Any], sizes: list[int]) -> float:
-    learnt = sum(int(example.learnt.sum()) for example in train if hasattr(example, "learnt"))
-    return learnt / sum(sizes) if learnt else 1.0
+MOST_LOOKED_AT = 20_000
+"""Rows from which the share of learnt tokens is told."""
+
+
+def _learnt_share(train: Sequence[Any]) -> float:
+    """Share of the tokens that are learnt; of very many rows every so-manyth is looked at."""
+    learnt = total = 0
+    for i in range(0, len(train), ceil(len(train) / MOST_LOOKED_AT)):
+        flags = getattr(train[i], "learnt", None)
+        if flags is None:
+            return 1.0
+        learnt, total = learnt + int(flags.sum()), total + len(flags)
+    return learnt / total if learnt else 1.0
+
+
+MOST_STEPS = 500
+"""Steps in which the largest micro-batch is looked for."""
 
 
 def _largest_cut(task: TextTask[Any], recipe: Recipe, train: Sequence[Any]) -> int:
-    """Tokens of the largest micro-batch of the first epoch, as the network reads it."""
-    section, most = recipe.train, 0
-    for step in batches.steps(len(train), section, last=section.steps_per_epoch(len(train))):
+    """Tokens of the largest micro-batch of the first epoch, as the network reads it; no less than the longest row."""
+    section, most = recipe.train, max(tasks.sizes(task, train))
+    for step in batches.steps(len(train), section, last=min(MOST_STEPS, section.steps_per_epoch(len(train)))):
         rows = [train[i] for i in step.rows]
         most = max(most, *(task.read([rows[i] for i in cut]) for cut in task.cut(rows, section.micro_batch_tokens)))
     return most

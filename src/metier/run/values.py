@@ -100,9 +100,8 @@ class ValueJob(Job):
 
     def plan(self, *, flops_per_second: float | None) -> Plan:  # noqa: ARG002 - no formula knows any network's work
         """Parameters, and memory for them; what activations and time take only a probe can tell."""
-        sizes = [self.task.size(self.train[i]) for i in range(len(self.train))]
         whole = (*self.model.new, *self.model.whole)
-        return planning.plan_any(self.model.module, self.recipe, sizes=sizes, whole=whole)
+        return planning.plan_any(self.model.module, self.recipe, sizes=self.sizes(), whole=whole)
 
     @property
     def scratch(self) -> bool:

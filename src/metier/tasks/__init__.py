@@ -24,6 +24,7 @@ from metier.tasks.reading import reading
 from metier.tasks.rehearsal import rehearse
 from metier.tasks.scoring import score, to_device
 from metier.tasks.seq2seq import SequenceToSequence
+from metier.tasks.store import rows_behind, sizes
 from metier.tasks.values import ValueTask, predict, targets
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ __all__ = [
     "predict",
     "reading",
     "rehearse",
+    "rows_behind",
     "score",
+    "sizes",
     "targets",
     "to_device",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -12,11 +13,11 @@ import torch
 from metier.core import DataError, Fault, ModelError
 from metier.data.records import Completion, Conversation, Message
 from metier.models.lean import PADDED, Layout
-from metier.tasks import causal, generation
+from metier.tasks import causal, generation, store
 from metier.tasks.causal import TokenRow, TokenTask
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from metier.tasks.protocol import Answering
 
 Span = tuple[int, int]
+TOKENIZED_AT_ONCE = 256
+"""Texts that the tokenizer is given together: enough for its speed, few enough for its offsets to weigh nothing."""
 
 
 @dataclass(frozen=True)
@@ -50,25 +53,28 @@ class Chat(TokenTask):
     retains: Literal["language", "encoder", "none"] = "language"
     layout: Layout = PADDED
 
-    def encode(self, records: Sequence[Record], *, training: bool) -> list[TokenRow]:  # noqa: ARG002
+    def encode(self, records: Sequence[Record], *, training: bool) -> Sequence[TokenRow]:  # noqa: ARG002
         """Render with the template, tokenize, mark replies and their end-of-turn tokens.
 
         Raises:
             DataError: For rows with nothing to learn, with an end of turn that is not learnt, or too long.
             ModelError: If the model has no chat template, or one that cannot mark replies.
         """
-        pieces = [piece for record in records for piece in self._render(_conversation(record))]
-        rows, faults = [], []
-        for start in range(0, len(pieces), 1024):
-            for row in self._tokenize(pieces[start : start + 1024]):
-                fault = self._fault(row)
-                if fault is None:
-                    rows.append(row)
-                elif not (self.too_long == "drop" and len(row.ids) > self.max_tokens):
-                    faults.append(fault)
+        faults: list[Fault] = []
+        rows = store.keep(self._rows(records, faults), vocabulary=len(self.tokenizer))
         if faults:
             raise DataError.of(faults)
         return rows
+
+    def _rows(self, records: Sequence[Record], faults: list[Fault]) -> Iterator[TokenRow]:
+        pieces = (piece for record in records for piece in self._render(_conversation(record)))
+        while some := list(islice(pieces, TOKENIZED_AT_ONCE)):
+            for row in self._tokenize(some):
+                fault = self._fault(row)
+                if fault is None:
+                    yield row
+                elif not (self.too_long == "drop" and len(row.ids) > self.max_tokens):
+                    faults.append(fault)
 
     def question(self, record: Record) -> str:
         """The turns before the last reply; the system prompt and the speaker's name only where they tell something."""

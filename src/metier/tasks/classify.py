@@ -17,18 +17,22 @@ from metier.core import Batch, DataError, Fault, Loss
 from metier.data.records import Labelled
 from metier.models import lean
 from metier.models.lean import PADDED, Layout
-from metier.tasks import causal, cutting, generation
+from metier.tasks import causal, cutting, generation, store
 from metier.tasks.causal import TokenRow, TokenTask
 from metier.tasks.protocol import Shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
     from metier.data.records import Record
     from metier.tasks.protocol import Answering
+
+
+TOKENIZED_AT_ONCE = 1024
+"""Texts that the tokenizer is given together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +85,22 @@ class ClassifyByHead(_Sorting):
     retains: Literal["language", "encoder", "none"] = "encoder"
     layout: Layout = PADDED
 
-    def encode(self, records: Sequence[Record], *, training: bool) -> list[ClassRow]:  # noqa: ARG002
+    def encode(self, records: Sequence[Record], *, training: bool) -> Sequence[ClassRow]:  # noqa: ARG002
         """Tokenize with the special tokens that the encoder was trained with.
 
         Raises:
             DataError: For labels that the task does not have.
         """
-        rows = [_labelled(record) for record in records]
-        _check_labels(rows, self.labels)
+        _check_labels(records, self.labels)
+        return store.keep(self._rows(records), vocabulary=len(self.tokenizer))
+
+    def _rows(self, records: Sequence[Record]) -> Iterator[ClassRow]:
         index = {label: i for i, label in enumerate(self.labels)}
-        coded = _input_ids(self.tokenizer, [row.text for row in rows], self.max_tokens)
-        return [ClassRow(r.where, torch.tensor(ids), index[r.label]) for r, ids in zip(rows, coded, strict=True)]
+        for start in range(0, len(records), TOKENIZED_AT_ONCE):
+            rows = [_labelled(record) for record in records[start : start + TOKENIZED_AT_ONCE]]
+            coded = _input_ids(self.tokenizer, [row.text for row in rows], self.max_tokens)
+            for row, ids in zip(rows, coded, strict=True):
+                yield ClassRow(row.where, torch.tensor(ids), index[row.label])
 
     def size(self, example: ClassRow) -> int:
         """Tokens of the text."""
@@ -170,20 +179,19 @@ class ClassifyByWords(_Sorting, TokenTask):
     retains: Literal["language", "encoder", "none"] = "language"
     layout: Layout = PADDED
 
-    def encode(self, records: Sequence[Record], *, training: bool) -> list[TokenRow]:  # noqa: ARG002
+    def encode(self, records: Sequence[Record], *, training: bool) -> Sequence[TokenRow]:  # noqa: ARG002
         """Put the text into the template; the label and the end token are learnt.
 
         Raises:
             DataError: For labels that the task does not have.
         """
-        rows = [_labelled(record) for record in records]
-        _check_labels(rows, self.labels)
-        made = []
-        for row in rows:
-            prompt_T, label_T = self.prompt(row), self.candidate(row.label)
-            ids = [*prompt_T.tolist(), *label_T.tolist()]
-            made.append(causal.token_row(row.where, ids, learnt_from=len(prompt_T)))
-        return made
+        _check_labels(records, self.labels)
+        return store.keep(map(self._row, map(_labelled, records)), vocabulary=len(self.tokenizer))
+
+    def _row(self, row: Labelled) -> TokenRow:
+        prompt_T, label_T = self.prompt(row), self.candidate(row.label)
+        ids = [*prompt_T.tolist(), *label_T.tolist()]
+        return causal.token_row(row.where, ids, learnt_from=len(prompt_T))
 
     def prompt(self, record: Labelled) -> Tensor:
         """Token ids of the filled template; the text is cut where the whole would be too long."""
@@ -232,8 +240,9 @@ def _labelled(record: Record) -> Labelled:
     raise DataError("no label", where=record.where, hint="the classify task reads rows of text and label")
 
 
-def _check_labels(rows: Sequence[Labelled], labels: Sequence[str]) -> None:
-    unknown = [row for row in rows if row.label not in set(labels)]
+def _check_labels(records: Sequence[Record], labels: Sequence[str]) -> None:
+    known = set(labels)
+    unknown = [row for row in map(_labelled, records) if row.label not in known]
     if unknown:
         hint = f"the {len(labels)} classes are {', '.join(labels[:10])}{' ...' if len(labels) > 10 else ''}"
         raise DataError.of(Fault(row.where, f"label {row.label!r} is not among the classes", hint) for row in unknown)

@@ -12,11 +12,11 @@ from metier.core import DataError, Fault, RecipeError
 from metier.core.rng import derive
 from metier.data.records import Completion, Document
 from metier.models.lean import PADDED, Layout
-from metier.tasks import causal, generation
+from metier.tasks import causal, generation, store
 from metier.tasks.causal import TokenRow, TokenTask
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import nn
     from transformers import PreTrainedTokenizerBase
@@ -57,28 +57,30 @@ class Complete(TokenTask):
     retains: Literal["language", "encoder", "none"] = "language"
     layout: Layout = PADDED
 
-    def encode(self, records: Sequence[Record], *, training: bool) -> list[TokenRow]:
+    def encode(self, records: Sequence[Record], *, training: bool) -> Sequence[TokenRow]:
         """Tokenize; long plain text becomes several windows.
 
         Raises:
             DataError: For prompt/completion rows that are too long or have nothing to learn.
         """
-        rows: list[TokenRow] = []
         faults: list[Fault] = []
-        for record in records:
-            if training and self.middle is not None and self._is_turned(record):
-                rows += self._windows(self._fill_in(record))
-            elif isinstance(record, Document):
-                rows += self._windows(self._text(record))
-            else:
-                row = self._continuation(_completion(record))
-                if len(row.ids) <= self.max_tokens:
-                    rows.append(row)
-                elif self.too_long == "refuse":
-                    faults.append(self._too_long(row))
+        rows = store.keep(self._rows(records, faults, training=training), vocabulary=len(self.tokenizer))
         if faults:
             raise DataError.of(faults)
         return rows
+
+    def _rows(self, records: Sequence[Record], faults: list[Fault], *, training: bool) -> Iterator[TokenRow]:
+        for record in records:
+            if training and self.middle is not None and self._is_turned(record):
+                yield from self._windows(self._fill_in(record))
+            elif isinstance(record, Document):
+                yield from self._windows(self._text(record))
+            else:
+                row = self._continuation(_completion(record))
+                if len(row.ids) <= self.max_tokens:
+                    yield row
+                elif self.too_long == "refuse":
+                    faults.append(self._too_long(row))
 
     def question(self, record: Record) -> str:
         """The prompt; plain text has none."""

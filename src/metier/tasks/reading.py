@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from metier.models.lean import in_order
+from metier.tasks.store import sizes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 MOST_STEPS = 200
 """Steps that are looked at: enough to tell, few enough to take no time."""
+MOST_ROWS, MOST_TOKENS = 20_000, 2_000_000
+"""Rows among which a shared beginning is looked for, and their tokens."""
 
 
 def reading(task: Task[Any], examples: Sequence[Any], section: TrainSection) -> tuple[str, ...]:
@@ -33,7 +36,7 @@ def reading(task: Task[Any], examples: Sequence[Any], section: TrainSection) -> 
     said = []
     if not layout.packed:
         said.append(f"rows are padded, in batches of like length: {layout.why_not}")
-    long = sum(task.size(example) > section.micro_batch_tokens for example in examples)
+    long = sum(size > section.micro_batch_tokens for size in sizes(task, examples))
     if long:
         said.append(
             f"{long} rows are longer than train.micro_batch_tokens={section.micro_batch_tokens}; each is read alone"
@@ -45,7 +48,8 @@ def reading(task: Task[Any], examples: Sequence[Any], section: TrainSection) -> 
 
 def _shared(task: Task[Any], examples: Sequence[Any], section: TrainSection) -> list[str]:
     """What beginning most rows share, and how many tokens that saves."""
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(section.seed)).tolist()
+    shuffled = torch.randperm(len(examples), generator=torch.Generator().manual_seed(section.seed))
+    order = shuffled[: max(MOST_ROWS, MOST_STEPS * section.batch_size)].tolist()
     whole = read = 0
     for begin in range(0, min(len(order), MOST_STEPS * section.batch_size), section.batch_size):
         rows = [examples[i] for i in order[begin : begin + section.batch_size]]
@@ -53,8 +57,23 @@ def _shared(task: Task[Any], examples: Sequence[Any], section: TrainSection) -> 
         read += sum(task.read([rows[i] for i in cut]) for cut in task.cut(rows, section.micro_batch_tokens))
     if whole < 1.05 * read:
         return []
-    length, count = most_shared([row.ids.tolist() for row in examples])
-    return [f"a beginning of {length} tokens is shared by {count} rows: {whole / read:.1f}x fewer tokens are read"]
+    looked_at = _ids(examples, order[:MOST_ROWS])
+    length, count = most_shared(looked_at)
+    of = "" if len(looked_at) == len(examples) else f" of {len(looked_at):,} looked at"
+    return [f"a beginning of {length} tokens is shared by {count} rows{of}: {whole / read:.1f}x fewer tokens are read"]
+
+
+def _ids(examples: Sequence[Any], order: Sequence[int]) -> list[list[int]]:
+    """Token ids of the first rows of an order that add up to no more than is looked at."""
+    found: list[list[int]] = []
+    total = 0
+    for i in order:
+        ids = examples[i].ids.tolist()
+        total += len(ids)
+        if found and total > MOST_TOKENS:
+            break
+        found.append(ids)
+    return found
 
 
 def most_shared(rows: Sequence[Sequence[int]]) -> tuple[int, int]:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from metier.tasks.protocol import Task
 
 
+CUT_AT_ONCE = 4096
+"""Examples that are cut together: enough to find like ones, few enough to hold their tokens."""
+
+
 @torch.inference_mode()
 def score(task: Task[Any], model: nn.Module, examples: Sequence[Any], *, batch_tokens: int = 4096) -> Loss:
     """Loss of each example, shape (N,), on the CPU in float64; the model is in evaluation mode while it runs."""
@@ -28,9 +32,12 @@ def score(task: Task[Any], model: nn.Module, examples: Sequence[Any], *, batch_t
     was_training = model.training
     model.eval()
     try:
-        for group in map(list, task.cut(examples, batch_tokens)):
-            found = task.loss(model, to_device(task.collate([examples[i] for i in group]), device))
-            total_N[group], weight_N[group] = found.total_B.double().cpu(), found.weight_B.double().cpu()
+        for start in range(0, len(examples), CUT_AT_ONCE):
+            some = examples[start : start + CUT_AT_ONCE]
+            for cut in task.cut(some, batch_tokens):
+                found = task.loss(model, to_device(task.collate([some[i] for i in cut]), device))
+                group = [start + i for i in cut]
+                total_N[group], weight_N[group] = found.total_B.double().cpu(), found.weight_B.double().cpu()
     finally:
         model.train(was_training)
     return Loss(total_N, weight_N)

@@ -15,12 +15,12 @@ from torch.nn.utils.rnn import pad_sequence
 from metier.adapt import wrapped_base
 from metier.core import Batch, DataError, Fault, Loss
 from metier.data.records import Completion, Conversation
-from metier.tasks import generation
+from metier.tasks import generation, store
 from metier.tasks.cutting import Unpacked
 from metier.tasks.protocol import Shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
@@ -60,26 +60,28 @@ class SequenceToSequence(Unpacked):
     metrics: tuple[str, ...] = ("exact_match", "valid_json", "valid_schema", "tests_passed", "edit_similarity")
     retains: Literal["language", "encoder", "none"] = "none"
 
-    def encode(self, records: Sequence[Record], *, training: bool) -> list[PairRow]:  # noqa: ARG002
+    def encode(self, records: Sequence[Record], *, training: bool) -> Sequence[PairRow]:  # noqa: ARG002
         """Tokenize both sides.
 
         Raises:
             DataError: For rows whose prompt or reply is too long.
         """
-        rows: list[PairRow] = []
         faults: list[Fault] = []
+        rows = store.keep(self._rows(records, faults), vocabulary=len(self.tokenizer))
+        if faults:
+            raise DataError.of(faults)
+        return rows
+
+    def _rows(self, records: Sequence[Record], faults: list[Fault]) -> Iterator[PairRow]:
         for record in records:
             reply: list[int] = self.tokenizer(text_target=self.reference(record))["input_ids"]
             row = PairRow(record.where, self._prompt(record), torch.tensor(reply))
             longest = max(len(row.ids), len(row.reply))
             if longest <= self.max_tokens:
-                rows.append(row)
+                yield row
             elif self.too_long == "refuse":
                 what = f"{longest} tokens, but task.max_tokens is {self.max_tokens}"
                 faults.append(Fault(row.where, what, "raise task.max_tokens or set task.too_long=drop"))
-        if faults:
-            raise DataError.of(faults)
-        return rows
 
     def size(self, example: PairRow) -> int:
         """Tokens of both sides."""
