@@ -30,7 +30,7 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python bench/planner.py --measure
-	$(BIN)/python bench/against_trl.py
+	$(BIN)/python bench/against_peers.py --engines metier --out build/peers.jsonl
 	$(BIN)/python bench/sctranslator.py
 
 clean:

@@ -51,6 +51,11 @@ class LoRALinear(nn.Module):
         self._scaling = scaling
         (self._adapter,) = lora_A.keys()
 
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight: T5's feed-forward part asks its layer for its number format."""
+        return self.base_layer.weight
+
     def forward(self, given: Tensor) -> Tensor:
         """The layer's answer."""
         down, up = (layers[self._adapter].weight for layers in (self.lora_A, self.lora_B))
