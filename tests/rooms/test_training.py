@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,7 @@ from torch import nn
 
 from metier import models
 from metier.adapt import adapt
-from metier.core import DivergedError, InterruptedRunError, StorageError
+from metier.core import DataError, DivergedError, InterruptedRunError, RecipeError, StorageError
 from metier.data.records import Completion
 from metier.models import lean
 from metier.recipe import (
@@ -327,6 +328,78 @@ def test_rows_that_begin_alike_are_cut_together_and_keep_within_the_tokens(rows,
 
 def test_nothing_is_cut_into_nothing():
     assert cutting.by_length([], 100) == cutting.best_fit([], 100) == cutting.by_beginning([], [], 100) == ()
+
+
+# ------------------------------------------------------------------------------------------------ too little memory
+
+
+class Narrow:
+    """A task on a machine that holds so many tokens at once and no more; the error comes halfway through the backward."""
+
+    def __init__(self, task, most, error):
+        self._task, self._most, self._error, self.read_at_once = task, most, error, []
+
+    def __getattr__(self, name):
+        return getattr(self._task, name)
+
+    def loss(self, module, batch):
+        found = self._task.loss(module, batch)
+        self.read_at_once.append(batch["input_ids"].numel())
+        if self.read_at_once[-1] > self._most:
+            found.total_B.sum().backward()  # gradients of the failed attempt must not stay
+            raise self._error
+        return found
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("[enforce] DefaultCPUAllocator: can't")],
+)
+def test_out_of_memory_cuts_the_step_smaller_and_changes_no_gradient(base, tmp_path, capsys, error):
+    section = TrainSection(batch_size=8, max_steps=3, evaluations=1, micro_batch_tokens=4096)
+    calm, narrow = fresh(base), fresh(base)
+    roomy = SimpleNamespace(**vars(base))
+    roomy.task = base.task.suited(calm)
+    train(roomy, calm, Places(tmp_path / "a.jsonl", tmp_path / "a", keep=1, minutes=60.0), section)
+    tight = SimpleNamespace(**vars(base))
+    tight.task = Narrow(base.task.suited(narrow), 150, error)
+    train(tight, narrow, Places(tmp_path / "b.jsonl", tmp_path / "b", keep=1, minutes=60.0), section)
+    for name, tensor in weights(calm).items():
+        torch.testing.assert_close(weights(narrow)[name], tensor, rtol=1e-4, atol=2e-5)
+    told = capsys.readouterr().err
+    assert 1 <= told.count("out of memory at") <= 3
+    assert "with the same gradient" in told
+    # Later steps begin with what fitted.
+    assert max(tight.task.read_at_once[-3:]) <= 150
+
+
+def test_a_row_that_does_not_fit_alone_is_named(base, places):
+    tight = SimpleNamespace(**vars(base))
+    module = fresh(base)
+    tight.task = Narrow(base.task.suited(module), 1, MemoryError())
+    before = weights(module)
+    with pytest.raises(RecipeError, match=r"a row of \d+ tokens does not fit in memory, even alone") as caught:
+        train(tight, module, places, validate=lambda: 1.0)
+    assert "task.max_tokens" in str(caught.value)
+    assert same_bits(before, weights(module))
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(base, places):
+    tight = SimpleNamespace(**vars(base))
+    module = fresh(base)
+    tight.task = Narrow(base.task.suited(module), 1, RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        train(tight, module, places, validate=lambda: 1.0)
+
+
+def test_a_step_of_which_nothing_is_learnt_stops_the_run(base, places):
+    silent = [replace(row, learnt=torch.zeros_like(row.learnt)) for row in base.examples]
+    module = fresh(base)
+    mute = SimpleNamespace(**vars(base) | {"examples": silent, "task": base.task.suited(module)})
+    before = weights(module)
+    with pytest.raises(DataError, match="no token of these rows is learnt"):
+        train(mute, module, places, validate=lambda: 1.0)
+    assert same_bits(before, weights(module))
 
 
 # ------------------------------------------------------------------------------------------------ checkpoints
