@@ -15,6 +15,7 @@ import torch
 
 from metier.core import RecipeError
 from metier.models.configuration import shape_of
+from metier.models.lean import CHUNK
 from metier.planning import (
     Machine,
     Plan,
@@ -199,11 +200,15 @@ class TestMemory:
         assert alone.gradients == 0
         assert after_another.peak - alone.peak == 4 * shape.parameters
 
-    def test_only_supervised_tokens_cost_logits(self):
-        whole, half = made(supervised_share=1.0), made(supervised_share=0.5)
-        logits = [found.method("lora").memory.logits for found in (whole, half)]
-        assert logits[0] == pytest.approx(2 * logits[1])
-        assert logits[0] == 12 * 128256 * whole.micro_batch_tokens
+    def test_only_supervised_tokens_cost_logits_and_never_more_than_a_chunk_of_them(self):
+        shape, moving = bench.LLAMA_1B, Moving(1, bench.LLAMA_1B.layers)
+        asked = [(200, 1.0, 200), (200, 0.5, 100), (4096, 1.0, CHUNK)]
+        for tokens, share, places in asked:
+            work = Work(tokens, logit_bytes=12, supervised_share=share, lean=True)
+            assert peak_memory(shape, moving, FP32, work).logits == 12 * shape.vocabulary * places
+        eager = Work(4096, logit_bytes=12, supervised_share=0.5)
+        assert peak_memory(shape, moving, FP32, eager).logits == 12 * shape.vocabulary * 2048
+        assert made().method("lora").memory.logits == 12 * 128256 * CHUNK
 
     def test_nf4_keeps_embeddings_in_bf16(self):
         shape = bench.LLAMA2_7B
