@@ -66,7 +66,8 @@ class TokenTask:
 
     def suited(self, module: nn.Module) -> Self:
         """The task laid out as the network reads best."""
-        return replace(self, layout=lean.layout(module))  # type: ignore[type-var]
+        known = self.layout.packed
+        return replace(self, layout=lean.revised(self.layout, module) if known else lean.layout(module))  # type: ignore[type-var]
 
     def size(self, example: TokenRow) -> int:
         """Tokens of the row."""

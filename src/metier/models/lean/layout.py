@@ -58,6 +58,17 @@ PADDED = Layout()
 """What every network reads."""
 
 
+def revised(known: Layout, module: nn.Module) -> Layout:
+    """The layout of a network that was tried before and now has an adapter: adapters change nothing but what may share.
+
+    Args:
+        known: What was found out without the adapter.
+        module: The network as it trains.
+    """
+    shares = known.shares and not drops(module) and not trunk_depth(module)
+    return replace(known, shares=shares)
+
+
 @torch.no_grad()
 def layout(module: nn.Module) -> Layout:
     """Try packing, sharing and the head of a network on a few random rows; its attention is set to match.
@@ -85,9 +96,9 @@ def layout(module: nn.Module) -> Layout:
         if why_not:
             return Layout(finish=finish, why_not=why_not)
         shared = replace(packed, shares=True)
-        if finish is None or drops(network) or trunk_depth(module) or _try(module, network, rows, plain, shared):
+        if finish is None or drops(network) or _try(module, network, rows, plain, shared):
             return packed
-        return shared
+        return revised(shared, module)
 
 
 def base_of(module: nn.Module) -> nn.Module:
