@@ -6,11 +6,12 @@ import json
 import os
 import weakref
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, Any, overload
+from typing import IO, Any
 
 from metier.core import DataError
+from metier.core.lazily import Made
 from metier.data.faults import Faults, count
 from metier.data.strict_json import NotJSONError, parse
 
@@ -79,7 +80,7 @@ class Source:
         return facts.st_size, facts.st_mtime_ns
 
 
-class LineRows(Sequence[Row]):
+class LineRows(Made[Row]):
     """The rows of a JSONL file; a row is parsed when it is asked for.
 
     Attributes:
@@ -95,19 +96,11 @@ class LineRows(Sequence[Row]):
     def __len__(self) -> int:
         return len(self._line)
 
-    @overload
-    def __getitem__(self, place: int) -> Row: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Row]: ...
-    def __getitem__(self, place: int | slice) -> Row | Sequence[Row]:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
+    def make(self, place: int) -> Row:
+        """Parse a row."""
         text = self._source.read(self._begin[place], self._end[place]).decode("utf-8")
         # Strictly parsed when it was added: nothing but its values is wanted now.
         return Row(self._line[place], json.loads(text.strip(BLANK)))
-
-    def __iter__(self) -> Iterator[Row]:
-        return (self[i] for i in range(len(self)))
 
     def add(self, line: int, begin: int, end: int, values: dict[str, Any]) -> None:
         """Note where a row stands."""

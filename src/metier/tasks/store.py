@@ -7,14 +7,15 @@ kilobyte whatever it holds.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from metier.core.lazily import Made
 from metier.data.disk import Column, Writer
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def rows_behind(examples: Sequence[Any]) -> int:
     return len({examples[i].where for i in range(len(examples))})
 
 
-class Stored(Sequence[Row]):
+class Stored(Made[Row]):
     """Examples that are made again, one by one, as they are asked for."""
 
     def __init__(
@@ -70,20 +71,11 @@ class Stored(Sequence[Row]):
     def __len__(self) -> int:
         return len(self._places)
 
-    @overload
-    def __getitem__(self, place: int) -> Row: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Row]: ...
-    def __getitem__(self, place: int | slice) -> Row | Sequence[Row]:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        row = range(len(self))[place]
-        parts: dict[str, Any] = {name: self._tensor(name, row) for name in self._tensors}
-        parts |= {name: values[row] for name, values in self._numbers.items()}
-        return self._kind(where=self._places[row], **parts)
-
-    def __iter__(self) -> Iterator[Row]:
-        return (self[i] for i in range(len(self)))
+    def make(self, place: int) -> Row:
+        """Make an example again."""
+        parts: dict[str, Any] = {name: self._tensor(name, place) for name in self._tensors}
+        parts |= {name: values[place] for name, values in self._numbers.items()}
+        return self._kind(where=self._places[place], **parts)
 
     def sizes(self) -> list[int]:
         """Tokens of each row."""
@@ -133,7 +125,7 @@ class _Growing(Generic[Row]):
         return Stored(self._kind, self._places, tensors, self._numbers)
 
 
-class _Places(Sequence[str]):
+class _Places(Made[str]):
     """Where rows stand: "file:line" as two numbers, anything else as it is."""
 
     def __init__(self) -> None:
@@ -163,12 +155,6 @@ class _Places(Sequence[str]):
     def __len__(self) -> int:
         return len(self._line)
 
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[str]: ...
-    def __getitem__(self, place: int | slice) -> str | Sequence[str]:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
+    def make(self, place: int) -> str:
         name, line = self._by_number[self._name[place]], self._line[place]
         return name if line < 0 else f"{name}:{line}"
