@@ -8,7 +8,7 @@ from metier.adapt import freeze, full, lora
 from metier.adapt.adapted import Adapted
 from metier.adapt.lean import lean
 from metier.adapt.lora import load_adapter, merged, save_adapter, shape_of_linears
-from metier.models.structure import output_layer
+from metier.models.structure import output_layer, wrapped_base
 from metier.recipe import FreezeMethod, FullMethod, LoRAMethod
 
 if TYPE_CHECKING:
@@ -60,9 +60,3 @@ def adapt(
             return lora.adapt(module, method, head=head, base_name=base_name, new=new)
         case _:
             assert_never(method)
-
-
-def wrapped_base(module: nn.Module) -> nn.Module:
-    """The network inside an adapter's wrapper, or the network itself."""
-    get = getattr(module, "get_base_model", None)
-    return get() if callable(get) else module

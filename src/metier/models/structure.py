@@ -32,6 +32,12 @@ def output_layer(module: nn.Module) -> nn.Module | None:
     return found if isinstance(found, nn.Module) else None
 
 
+def wrapped_base(module: nn.Module) -> nn.Module:
+    """The network inside an adapter's wrapper, or the network itself."""
+    get = getattr(module, "get_base_model", None)
+    return get() if callable(get) else module
+
+
 def is_tied(module: nn.Module) -> bool:
     """Whether the output layer shares its weight with the input embedding."""
     output = output_layer(module)

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from metier.adapt import wrapped_base
 from metier.core import Batch, Loss
 from metier.models import lean
 from metier.models.lean import PADDED, Layout
@@ -140,7 +141,7 @@ def _shareable(rows: Sequence[TokenRow]) -> list[int]:
 def predict(model: nn.Module, batch: Batch) -> Predicted:
     """Score the learnt tokens: position t predicts token t + 1. The head is computed only where something is learnt."""
     given, place_N = _given(batch), batch["place"]
-    head = lean.output_layer(lean.base_of(model))
+    head = lean.output_layer(wrapped_base(model))
     hook: Any = None
     if head is not None:
         hook = head.register_forward_pre_hook(lambda _, g: (g[0].flatten(0, 1)[place_N][None], *g[1:]))
@@ -159,7 +160,7 @@ def loss(model: nn.Module, batch: Batch, layout: Layout = PADDED) -> Loss:
     if layout.finish is None:
         return sum_by_row(predict(model, batch), rows=len(batch["count"]))
     states, _ = lean.hidden_states(model, _given(batch))
-    head: Any = lean.output_layer(lean.base_of(model))
+    head: Any = lean.output_layer(wrapped_base(model))
     nats_N = lean.cross_entropy(states[batch["place"]], head.weight, head.bias, batch["target"], layout.finish)
     return _by_row(nats_N, batch["row"], rows=len(batch["count"]))
 

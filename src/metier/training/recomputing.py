@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from metier.models.lean import base_of
+from metier.models.structure import wrapped_base
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,7 @@ def recomputing(module: nn.Module, *, wanted: bool) -> Iterator[bool]:
         module: The network, bare or with an adapter around it.
         wanted: Whether to do so at all.
     """
-    network: Any = base_of(module)
+    network: Any = wrapped_base(module)
     if not (wanted and getattr(network, "supports_gradient_checkpointing", False)):
         yield False
         return

@@ -6,7 +6,7 @@ trains is a module of ours that answers the same; and what a network can do is f
 
 from metier.models.lean.attention import uncompiled
 from metier.models.lean.head import CHUNK, PLAIN, Finish, cross_entropy
-from metier.models.lean.layout import PADDED, Layout, at_first_tokens, base_of, hidden_states, inputs, layout, revised
+from metier.models.lean.layout import PADDED, Layout, at_first_tokens, hidden_states, inputs, layout, revised
 from metier.models.lean.numbers import exact, working
 from metier.models.lean.pack import LEAST_SHARED, Node, Pack, Packed, in_order, lay
 from metier.models.lean.swap import Pointwise, agree, swapped
@@ -27,7 +27,6 @@ __all__ = [
     "Store",
     "agree",
     "at_first_tokens",
-    "base_of",
     "cross_entropy",
     "exact",
     "hidden_states",

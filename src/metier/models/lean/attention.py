@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from metier.models.lean.numbers import exact
 from metier.models.lean.pack import Pack
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, how: _How) -> Tensor:
         q_THD, k_TKD, v_TKD = (x.detach().transpose(1, 2)[0] for x in (query, key, value))
-        mixed_THD, total_TH = torch.empty_like(q_THD), torch.empty(q_THD.shape[:2], dtype=_exact(q_THD))
+        mixed_THD, total_TH = torch.empty_like(q_THD), torch.empty(q_THD.shape[:2], dtype=exact(q_THD.dtype))
         for block in _blocks(how, q_THD):
             part, sums = _forward(
                 block.queries(q_THD), block.keys(k_TKD), block.keys(v_TKD), 0.0, block.causal,
@@ -199,12 +200,14 @@ class _Block:
 
     def queries(self, x: Tensor) -> Tensor:
         """The asking part of (T, H, D) as (count, H, L, D)."""
-        pieces: Tensor = x[self.rows].unflatten(0, (self.count, -1))  # type: ignore[no-untyped-call]
-        return pieces.transpose(1, 2)
+        return self._pieces(x[self.rows])
 
     def keys(self, x: Tensor) -> Tensor:
         """The seen part of (T, K, D) as (count, K, L, D)."""
-        pieces: Tensor = x[self.columns].unflatten(0, (self.count, -1))  # type: ignore[no-untyped-call]
+        return self._pieces(x[self.columns])
+
+    def _pieces(self, x: Tensor) -> Tensor:
+        pieces: Tensor = x.unflatten(0, (self.count, -1))  # type: ignore[no-untyped-call]
         return pieces.transpose(1, 2)
 
     def join(self, mixed_THD: Tensor, total_TH: Tensor, part: Tensor, sums: Tensor) -> None:
@@ -224,10 +227,6 @@ class _Block:
 def _flat(x: Tensor) -> Tensor:
     """(count, H, L, D) as (count * L, H, D)."""
     return x.transpose(1, 2).flatten(0, 1)
-
-
-def _exact(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _blocks(how: _How, like: Tensor) -> Iterator[_Block]:

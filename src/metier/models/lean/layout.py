@@ -17,7 +17,7 @@ from metier.models.lean.attention import NAME, register
 from metier.models.lean.head import Finish
 from metier.models.lean.pack import lay
 from metier.models.lean.trunk import drops, trunk_depth
-from metier.models.structure import head_names, output_layer
+from metier.models.structure import head_names, output_layer, wrapped_base
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -79,7 +79,7 @@ def layout(module: nn.Module) -> Layout:
     Args:
         module: The network, bare or with an adapter around it.
     """
-    network: Any = base_of(module)
+    network: Any = wrapped_base(module)
     config = getattr(network, "config", None)
     if config is None or not callable(getattr(network, "set_attn_implementation", None)):
         return Layout(why_not="the network is none of transformers'")
@@ -101,12 +101,6 @@ def layout(module: nn.Module) -> Layout:
         return revised(shared, module)
 
 
-def base_of(module: nn.Module) -> nn.Module:
-    """The network inside an adapter's wrapper, or the network itself."""
-    get = getattr(module, "get_base_model", None)
-    return get() if callable(get) else module
-
-
 def inputs(rows: Sequence[Sequence[int]], packed: Packed, form: Layout) -> dict[str, Tensor]:
     """A pack of rows as a network takes it, by the names of its arguments."""
     ids = [token for row, begin, end in packed.pieces for token in rows[row][begin:end]]
@@ -120,7 +114,7 @@ def inputs(rows: Sequence[Sequence[int]], packed: Packed, form: Layout) -> dict[
 @contextmanager
 def at_first_tokens(module: nn.Module, start_B: Tensor) -> Iterator[None]:
     """Let poolers and classification heads see the first token of each packed row, as rows of one token."""
-    network: Any = base_of(module)
+    network: Any = wrapped_base(module)
     trunk = getattr(network, getattr(network, "base_model_prefix", ""), network)
     outside = [network.get_submodule(name) for name in head_names(network)]
     inside = [trunk.pooler] if isinstance(getattr(trunk, "pooler", None), nn.Module) else []
@@ -152,7 +146,7 @@ def hidden_states(module: nn.Module, given: Mapping[str, Tensor]) -> tuple[Tenso
         module: A language model, bare or with an adapter around it.
         given: Its arguments by name.
     """
-    head = output_layer(base_of(module))
+    head = output_layer(wrapped_base(module))
     if head is None:
         raise AssertionError("no output layer")
     seen: list[Tensor] = []
@@ -199,7 +193,7 @@ def _answer(module: nn.Module, given: Mapping[str, Tensor], start_B: Tensor | No
     """Scores of every place, shape (T, V); of a classifier those of its one row, (K,), or of rows by start, (B, K)."""
     device = next(module.parameters()).device
     there = {name: value.to(device) for name, value in given.items()}
-    if output_layer(base_of(module)) is not None:
+    if output_layer(wrapped_base(module)) is not None:
         return module(**there, use_cache=False).logits[0].float()  # type: ignore[no-any-return]
     if start_B is None:
         return module(**there).logits[0].float()  # type: ignore[no-any-return]
