@@ -250,6 +250,10 @@ class Interference(Value):
     """Names, in the order of training in sequence."""
     measure: tuple[str, ...]
     """Primary measure of each task."""
+    units: tuple[Literal["share", "nats", "ratio", "score"], ...]
+    """How each of them is printed."""
+    higher_is_better: tuple[bool, ...]
+    """Which way each of them is good."""
     base: tuple[float, ...]
     """The untuned model on each task."""
     ways: tuple[Way, ...]
