@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import nn
-    from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LRScheduler
 
     from metier.recipe import TrainSection
     from metier.tasks import Task
@@ -106,56 +104,93 @@ def run(
         InterruptedRunError: After SIGINT or SIGTERM, once everything is saved.
         StorageError: If the disk is full.
     """
-    total = section.total_steps(len(examples))
-    seed_everything(derive(section.seed, "train"))
-    optimizer = build_optimizer(
-        section.optimizer,
+    course = Course(
         module,
+        section,
+        rows=len(examples),
         learning_rate=learning_rate,
         adapters=adapters,
-        seed=derive(section.seed, "rounding"),
+        validate=validate,
+        places=places,
     )
-    per_epoch = section.steps_per_epoch(len(examples))
-    schedule = build_schedule(section.schedule, optimizer, total_steps=total, steps_per_epoch=per_epoch)
-    course = _Course(module, optimizer, schedule, validate, places, total)
-    state = course.begin(keep_start=keep_start)
-    steps = batches.steps(len(examples), section, first=state.step + 1, last=total)
-    every = max(1, round(total / section.evaluations))
-    with _signals() as interrupted, heap.kept(), bar("training", total, state.step) as show:
-        for record in fit(module, task, examples, steps, optimizer, schedule, precision=precision, section=section):
-            state = course.after_step(record, evaluates=record.step % every == 0 or record.step == total)
+    course.begin(keep_start=keep_start)
+    taken = fit(
+        module, task, examples, course.steps(), course.optimizer, course.schedule, precision=precision, section=section
+    )
+    with signals() as interrupted, heap.kept(), bar("training", course.total, course.taken) as show:
+        for record in taken:
+            course.after_step(record)
             show(record.step, course.line(record))
             if interrupted():
                 raise course.interrupted()
-            if section.patience is not None and state.stale >= section.patience:
+            if course.has_stalled:
                 break
             course.save_if_due()
     return course.end()
 
 
-class _Course:
-    """What stays the same over a course, and where it stands."""
+class Course:
+    """One run: what moves its weights, and where it stands.
+
+    Attributes:
+        optimizer: Over what moves.
+        schedule: How the rate moves.
+        total: Steps of the whole course.
+    """
 
     def __init__(
         self,
         module: nn.Module,
-        optimizer: Optimizer,
-        schedule: LRScheduler,
+        section: TrainSection,
+        *,
+        rows: int,
+        learning_rate: float,
+        adapters: bool,
         validate: Callable[[], float],
         places: Places,
-        total: int,
     ) -> None:
-        self._module, self._optimizer, self._schedule = module, optimizer, schedule
-        self._validate, self._places, self._total = validate, places, total
+        """Throw the dice anew and stand before the first step; the arguments are those of `run`."""
+        self._module, self._section, self._rows = module, section, rows
+        self._validate, self._places = validate, places
+        self.total = section.total_steps(rows)
+        seed_everything(derive(section.seed, "train"))
+        self.optimizer = build_optimizer(
+            section.optimizer,
+            module,
+            learning_rate=learning_rate,
+            adapters=adapters,
+            seed=derive(section.seed, "rounding"),
+        )
+        self.schedule = build_schedule(
+            section.schedule,
+            self.optimizer,
+            total_steps=self.total,
+            steps_per_epoch=section.steps_per_epoch(rows),
+        )
         self._best = places.checkpoints / "best.safetensors"
         self._saved_at = time.monotonic()
         self._state = Progress()
         self._validation = float("nan")
         self._log = MetricsLog(places.metrics)
 
-    def begin(self, *, keep_start: bool) -> Progress:
+    @property
+    def taken(self) -> int:
+        """Steps taken."""
+        return self._state.step
+
+    @property
+    def has_stalled(self) -> bool:
+        """Whether patience has run out."""
+        patience = self._section.patience
+        return patience is not None and self._state.stale >= patience
+
+    def steps(self) -> Iterator[batches.Step]:
+        """The steps that are still to be taken."""
+        return batches.steps(self._rows, self._section, first=self.taken + 1, last=self.total)
+
+    def begin(self, *, keep_start: bool = False) -> None:
         """Restore the newest checkpoint, or take the first validation loss."""
-        found = checkpoint.load_newest(self._places.checkpoints, self._module, self._optimizer, self._schedule)
+        found = checkpoint.load_newest(self._places.checkpoints, self._module, self.optimizer, self.schedule)
         if found is None:
             _check_space(self._module, self._places)
             self._log.cut(None)
@@ -165,12 +200,11 @@ class _Course:
                 checkpoint.save_weights(self._module, self._best)
                 self._state = replace(self._state, best_loss=self._validation)
         else:
-            note(f"resumed after step {found.step} of {self._total}", step=found.step)
+            note(f"resumed after step {found.step} of {self.total}", step=found.step)
             self._log.cut(found.step)
             self._state = found
-        return self._state
 
-    def after_step(self, record: StepRecord, *, evaluates: bool) -> Progress:
+    def after_step(self, record: StepRecord) -> None:
         """Log the step; validate when it is time, and keep the weights when they are the best so far."""
         self._log.step(record)
         state = replace(
@@ -179,7 +213,8 @@ class _Course:
             seconds=self._state.seconds + record.seconds,
             tokens=self._state.tokens + record.tokens,
         )
-        if evaluates:
+        every = max(1, round(self.total / self._section.evaluations))
+        if record.step % every == 0 or record.step == self.total:
             loss = self._validation = self._validate()
             better = loss < state.best_loss
             self._log.validation(record.step, record.epoch, loss, best=better)
@@ -189,7 +224,6 @@ class _Course:
             else:
                 state = replace(state, stale=state.stale + 1)
         self._state = state
-        return state
 
     def line(self, record: StepRecord) -> str:
         """The figures beside the progress bar."""
@@ -203,8 +237,8 @@ class _Course:
         checkpoint.save(
             self._places.checkpoints,
             self._module,
-            self._optimizer,
-            self._schedule,
+            self.optimizer,
+            self.schedule,
             self._state,
             keep=self._places.keep,
         )
@@ -219,7 +253,7 @@ class _Course:
         """Save, and say so."""
         self.save()
         return InterruptedRunError(
-            f"stopped after step {self._state.step} of {self._total}; everything up to here is saved",
+            f"stopped after step {self._state.step} of {self.total}; everything up to here is saved",
             where=str(self._places.checkpoints),
             hint="the same command goes on from here",
         )
@@ -239,7 +273,7 @@ class _Course:
             best_loss=state.best_loss,
             first_loss=self._log.first_validation(),
             tokens_per_second=state.tokens / state.seconds if state.seconds else 0.0,
-            stopped_early=state.step < self._total,
+            stopped_early=state.step < self.total,
         )
 
 
@@ -300,7 +334,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _signals() -> Iterator[Callable[[], bool]]:
+def signals() -> Iterator[Callable[[], bool]]:
     """Whether SIGINT or SIGTERM arrived; a second one ends the process at once."""
     seen: list[int] = []
 

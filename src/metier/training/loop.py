@@ -23,7 +23,7 @@ from metier.training.early import is_memory, step_in_backward
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
@@ -74,7 +74,7 @@ def fit(
                     during_backward=section.optimizer.during_backward,
                 )
             except (MemoryError, RuntimeError) as error:
-                most_tokens = _less(error, [task.read([rows[i] for i in cut]) for cut in cuts], len(rows))
+                most_tokens = less(error, [task.read([rows[i] for i in cut]) for cut in cuts], len(rows))
             else:
                 break
         schedule.step()
@@ -90,7 +90,7 @@ def fit(
         )
 
 
-def _less(error: Exception, read: Sequence[int], rows: int) -> int:
+def less(error: Exception, read: Sequence[int], rows: int) -> int:
     """Half the tokens of the largest cut, for a step that did not fit in memory and is taken anew with that.
 
     The gradient does not depend on the cut, and a step that fails has moved nothing.
@@ -159,15 +159,34 @@ def train_step(
             mean = _mean(total, weight, task)
             _check_finite(mean, 0.0, weight, task)
             return mean, step_in_backward(summed, optimizer, weight), weight
+    mean, grad_norm = checked(optimizer, total, weight, task)
+    move(optimizer, weight, grad_norm, max_grad_norm)
+    return mean, grad_norm, weight
+
+
+def checked(optimizer: Optimizer, total: float, weight: float, task: Task[Any]) -> tuple[float, float]:
+    """Mean loss per scored element and norm of the mean gradient, both numbers; the gradients are still sums.
+
+    Raises:
+        DivergedError: If loss or gradient is not finite.
+        DataError: If nothing is scored.
+    """
     mean = _mean(total, weight, task)
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    grad_norm = float(get_total_norm(gradients)) / weight
+    grad_norm = float(get_total_norm(_gradients(optimizer))) / weight
     _check_finite(mean, grad_norm, weight, task)
+    return mean, grad_norm
+
+
+def move(optimizer: Optimizer, weight: float, grad_norm: float, max_grad_norm: float | None) -> None:
+    """Take the step whose gradients are there as sums over `weight` scored elements."""
     scale = 1.0 if max_grad_norm is None else min(1.0, max_grad_norm / (grad_norm + 1e-6))
     # Mean and clipping in one pass over memory: for a small model on a CPU, passes are what a step costs.
-    torch._foreach_mul_(gradients, scale / weight)
+    torch._foreach_mul_(_gradients(optimizer), scale / weight)
     optimizer.step()
-    return mean, grad_norm, weight
+
+
+def _gradients(optimizer: Optimizer) -> list[Tensor]:
+    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
 def _with_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
