@@ -33,7 +33,7 @@ class Difference(Value):
     clusters: int
     """Groups of rows that were drawn together; as many as rows where nothing groups them."""
     seeds: int
-    """Seeds behind it."""
+    """Seeds behind it; from one alone nothing follows for others, and the interval is of rows only."""
     p: float
     """Two-sided p value of no difference."""
     p_adjusted: float

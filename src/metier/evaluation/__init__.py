@@ -1,5 +1,6 @@
-"""What is measured before and after tuning: the domain, and what must not be lost."""
+"""What is measured before and after tuning: the domain, and what must not be lost; and how sure it is."""
 
+from metier.evaluation.arms import adjusted, over_seeds, pair, usual_delta
 from metier.evaluation.measured import Measured
 from metier.evaluation.metrics import METRICS, check_schema
 from metier.evaluation.pack import Item, read_pack
@@ -9,10 +10,14 @@ __all__ = [
     "METRICS",
     "Item",
     "Measured",
+    "adjusted",
     "check_schema",
     "compare",
     "measure",
+    "over_seeds",
+    "pair",
     "primary_metric",
     "read_pack",
     "side_by_side",
+    "usual_delta",
 ]

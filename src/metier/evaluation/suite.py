@@ -196,10 +196,8 @@ def estimate(name: str, rows: Rows, confidence: float) -> Estimate:
             return statistics.share(rows.values, confidence)
         case "ratio" | "perplexity":
             return statistics.ratio(rows.values, rows.weights, confidence, exponential=rows.kind == "perplexity")
-        case "whole":
-            return statistics.bootstrap(lambda chosen: _whole(name, rows, chosen), len(rows.values), confidence)
-        case "median":
-            return statistics.bootstrap(lambda chosen: _median(rows, chosen), len(rows.values), confidence)
+        case "whole" | "median":
+            return statistics.bootstrap(lambda chosen: figure(name, rows, chosen), len(rows.values), confidence)
         case "mean" | "distance":
             return statistics.mean(rows.values, confidence)
         case _:
@@ -215,13 +213,9 @@ def _change(name: str, old: Rows, new: Rows, confidence: float) -> Estimate:
             return statistics.ratio_change(
                 (old.values, old.weights), (new.values, new.weights), confidence, exponential=exponential
             )
-        case "whole":
+        case "whole" | "median":
             return statistics.bootstrap(
-                lambda chosen: _whole(name, new, chosen) - _whole(name, old, chosen), len(new.values), confidence
-            )
-        case "median":
-            return statistics.bootstrap(
-                lambda chosen: _median(new, chosen) - _median(old, chosen), len(new.values), confidence
+                lambda chosen: figure(name, new, chosen) - figure(name, old, chosen), len(new.values), confidence
             )
         case "mean" | "distance":
             return statistics.mean_change(old.values, new.values, confidence)
@@ -229,11 +223,10 @@ def _change(name: str, old: Rows, new: Rows, confidence: float) -> Estimate:
             assert_never(new.kind)
 
 
-def _median(rows: Rows, chosen: Any) -> float:
-    return float(np.median(rows.values[chosen]))
-
-
-def _whole(name: str, rows: Rows, chosen: Any) -> float:
+def figure(name: str, rows: Rows, chosen: Any) -> float:
+    """A figure that is no mean, a median or one of METRICS of all rows together, on the rows with these indices."""
+    if rows.kind == "median":
+        return float(np.median(rows.values[chosen]))
     whole = METRICS[name].whole
     if whole is None:
         raise AssertionError(name)
