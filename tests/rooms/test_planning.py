@@ -19,7 +19,9 @@ from metier.models.lean import CHUNK
 from metier.planning import (
     Machine,
     Plan,
+    Reading,
     Sample,
+    Steps,
     confirm,
     learning_rate,
     measure_flops_per_second,
@@ -354,7 +356,8 @@ class TestAdvice:
 
 class TestWhatSavesMemory:
     def planned(self, memory, **train):
-        return made(machine=Machine(device="cuda", memory_bytes=memory, bf16_gpu=True), job=recipe(train=train))
+        job = recipe(train={"micro_batch_tokens": 2048, **train})
+        return made(machine=Machine(device="cuda", memory_bytes=memory, bf16_gpu=True), job=job)
 
     def test_auto_computes_again_only_where_keeping_all_does_not_fit(self):
         roomy = self.planned(10**13).method("full")
@@ -399,6 +402,67 @@ class TestWhatSavesMemory:
     def test_gradients_of_earlier_passes_are_there_in_any_case(self):
         train = {"batch_size": 64, "optimizer": {"during_backward": True}, "max_grad_norm": None, "precision": "fp32"}
         assert self.planned(10**13, **train).method("full").memory.gradients == 4 * bench.LLAMA_1B.parameters
+
+
+class TestBudget:
+    """How many tokens are read at once where the recipe leaves it to the plan; a step here holds 16 x 200 tokens."""
+
+    CPU = Machine(device="cpu", memory_bytes=10**15)
+    GPU = Machine(device="cuda", memory_bytes=10**15, bf16_gpu=True)
+
+    def test_the_recipe_has_the_last_word(self):
+        found = made(job=recipe(train={"micro_batch_tokens": 3000}))
+        assert (found.budget.tokens, found.budget.reason) == (3000, "set in the recipe")
+
+    def test_a_cpu_takes_what_was_measured_to_be_fastest(self):
+        found = made(machine=self.CPU).budget
+        assert found.tokens == 1024
+        assert "3,200" in found.reason
+
+    def test_a_cpu_reads_more_at_once_where_that_shares_a_long_beginning(self):
+        shared = {512: 1.0, 1024: 0.6, 2048: 0.35, 3200: 0.3}
+        steps = Steps(3200, lambda budget: Reading(budget, shared[budget]))
+        assert made(machine=self.CPU, reading=steps).budget.tokens == 3200
+        shared[3200] = 0.34
+        assert made(machine=self.CPU, reading=steps).budget.tokens == 2048
+
+    def test_never_more_than_a_step_holds(self):
+        for machine in (self.CPU, self.GPU):
+            found = made(machine=machine, rows=(30,) * 40)
+            assert (found.budget.tokens, found.budget.reason) == (480, "no step holds more")
+            assert found.micro_batch_tokens == 480
+
+    def test_a_gpu_takes_a_whole_step_and_less_only_for_memory(self):
+        whole = made(machine=self.GPU, job=recipe(train={"batch_size": 64}), rows=(400,) * 640)
+        assert (whole.budget.tokens, whole.budget.reason) == (64 * 400, "no step holds more")
+        kept = whole.method("lora").kept_bytes
+        tight = self.GPU.model_copy(update={"memory_bytes": round(0.5 * kept / 0.92)})
+        less = made(machine=tight, job=recipe(train={"batch_size": 64}), rows=(400,) * 640)
+        assert less.budget.tokens in (2048, 4096, 8192)
+        assert "memory" in less.budget.reason
+        assert less.method("lora").fits
+        assert not less.method("lora").checkpointing
+
+    def test_a_gpu_computes_again_rather_than_read_crumbs(self):
+        job = recipe(method="full", train={"batch_size": 64, "precision": "bf16"})
+        roomy = made(
+            machine=self.GPU,
+            job=recipe(method="full", train={**job.train.model_dump(), "micro_batch_tokens": 2048}),
+            rows=(400,) * 640,
+        ).method("full")
+        between = round((roomy.kept_bytes + roomy.checkpointed_bytes) / 2 / 0.92)
+        found = made(machine=self.GPU.model_copy(update={"memory_bytes": between}), job=job, rows=(400,) * 640)
+        assert found.method("full").checkpointing
+        assert found.budget.tokens >= 2048
+
+    def test_every_method_has_its_own(self):
+        machine = Machine(device="cuda", memory_bytes=16 * 10**9, bf16_gpu=True)
+        found = made(machine=machine, job=recipe(train={"batch_size": 64}), rows=(400,) * 640)
+        assert found.method("lora").budget.tokens > found.method("full").budget.tokens
+
+    def test_unknown_memory_is_no_limit(self):
+        found = made(machine=Machine(device="mps", memory_bytes=None))
+        assert found.budget.tokens == 3200
 
 
 class TestLearningRate:

@@ -18,8 +18,10 @@ import metier
 from metier import evaluation, models, run, training
 from metier.core import BusyError, RecipeError, StorageError
 from metier.evaluation import METRICS
+from metier.planning import Machine
 from metier.recipe import parse
 from metier.run.folder import RunFolder, claim, find_runs
+from metier.run.foresee import settle
 
 TEAMS = ("billing", "delivery", "returns")
 ALWAYS = {"job.yaml", "job.resolved.yaml", "metrics.jsonl", "env.json", "evidence.json", "README.md", "report.html"}
@@ -160,7 +162,10 @@ class TestFolder:
         assert [line["step"] for line in lines if line["kind"] == "validation"] == [0, 2, 4]
 
     def test_resolved_recipe_is_the_recipe(self, place, trained, name):
-        assert metier.resolve(trained(name).path / "job.resolved.yaml") == parse(job(place, name))
+        resolved = metier.resolve(trained(name).path / "job.resolved.yaml")
+        budget = resolved.train.micro_batch_tokens
+        assert isinstance(budget, int)
+        assert resolved == parse(job(place, name, train={"micro_batch_tokens": budget}))
 
     def test_answers_after_loading_are_the_answers_in_the_evidence(self, trained, name):
         evidence, specialist = trained(name).evidence, trained(name).load()
@@ -213,6 +218,32 @@ class TestAgain:
         first = trained("chat-lora").path / "adapter" / "adapter_model.safetensors"
         assert (again.path / "adapter" / "adapter_model.safetensors").read_bytes() == first.read_bytes()
         assert again.evidence.measures == trained("chat-lora").evidence.measures
+
+
+class TestBudget:
+    def auto(self, place, name, folder):
+        found = run.prepare(parse(job(place, name)))
+        return settle(found, RunFolder(folder)).recipe.train.micro_batch_tokens
+
+    def test_the_plan_says_what_the_run_takes(self, place, trained):
+        found = metier.plan(job(place, "chat-lora"))
+        assert found.budget.tokens == trained("chat-lora").load().recipe.train.micro_batch_tokens
+        assert found.budget.reason
+        # Eight rows of a step, as they were cut.
+        sizes = run.prepare(parse(job(place, "chat-lora"))).sizes()
+        assert min(sizes) < found.micro_batch_tokens <= found.budget.tokens <= 8 * max(sizes)
+
+    def test_a_run_that_goes_on_keeps_its_number_whatever_memory_is_free(self, place, trained, tmp_path, monkeypatch):
+        before = trained("text-freeze").load().recipe.train.micro_batch_tokens
+        assert self.auto(place, "text-freeze", tmp_path / "new") == before > 512
+        scarce = Machine(device="cpu", memory_bytes=10**6)
+        monkeypatch.setattr("metier.planning.plans.this_machine", lambda _: scarce)
+        assert self.auto(place, "text-freeze", trained("text-freeze").path) == before
+        assert self.auto(place, "text-freeze", tmp_path / "new") == 512
+
+    def test_what_the_recipe_says_is_not_touched(self, place, tmp_path):
+        found = run.prepare(parse(job(place, "chat-lora", train={"micro_batch_tokens": 100})))
+        assert settle(found, RunFolder(tmp_path / "new")) is found
 
 
 class TestLock:

@@ -12,6 +12,7 @@ from torch import nn
 
 from metier.core import ModelError, UnsafeError
 from metier.models import demo
+from metier.models.lean.trunk import drops
 from metier.models.shape import LinearShape, Shape
 from metier.models.silence import quiet
 from metier.models.source import Source, locate, require_demo
@@ -213,7 +214,15 @@ def shape_of(module: Any) -> Shape:
         vocabulary=_vocabulary(module, text),
         context=_context(module, text),
         gated=_is_gated(text, linears),
+        packs=(packs := _packs(module)),
+        shares=packs and module.get_output_embeddings() is not None and not drops(module),
     )
+
+
+def _packs(module: Any) -> bool:
+    """Whether attention goes through transformers' table, with SDPA; encoder-decoders are never packed."""
+    supports = all(getattr(module, f"_supports_{name}", False) for name in ("sdpa", "attention_backend"))
+    return supports and not getattr(module.config, "is_encoder_decoder", False)
 
 
 def _is_gated(text: Any, linears: tuple[LinearShape, ...]) -> bool:

@@ -31,6 +31,8 @@ class Shape:
         vocabulary: Rows of the output head: tokens, or classes.
         context: Longest input the positions allow, in tokens.
         gated: Whether the feed-forward part has a gate (SwiGLU and its kin).
+        packs: Whether its class says that its attention can be told about packs; trying it tells for sure.
+        shares: Whether rows in a pack may then share what they begin with alike: a decoder in which nothing is dropped.
     """
 
     architecture: str
@@ -45,3 +47,5 @@ class Shape:
     vocabulary: int
     context: int
     gated: bool
+    packs: bool = False
+    shares: bool = False

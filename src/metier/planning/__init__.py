@@ -1,6 +1,7 @@
 """What a run would take, before it runs: parameters, bytes, seconds, the rate to begin with, the method to take."""
 
-from metier.planning.any_network import plan_any
+from metier.planning.any_network import LOOKED_AT, plan_any, saved_bytes
+from metier.planning.budget import Budget, Reading, Steps
 from metier.planning.machine import Machine, measure_flops_per_second, this_machine
 from metier.planning.memory import Memory, Moving, Numbers, Work, peak_memory
 from metier.planning.plans import MethodPlan, Plan, plan
@@ -8,6 +9,8 @@ from metier.planning.probing import Probe, Sample, confirm, probe
 from metier.planning.rates import Choice, learning_rate
 
 __all__ = [
+    "LOOKED_AT",
+    "Budget",
     "Choice",
     "Machine",
     "Memory",
@@ -16,7 +19,9 @@ __all__ = [
     "Numbers",
     "Plan",
     "Probe",
+    "Reading",
     "Sample",
+    "Steps",
     "Work",
     "confirm",
     "learning_rate",
@@ -25,5 +30,6 @@ __all__ = [
     "plan",
     "plan_any",
     "probe",
+    "saved_bytes",
     "this_machine",
 ]

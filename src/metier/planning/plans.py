@@ -9,6 +9,7 @@ from metier.core import RecipeError
 from metier.core.evidence import Value
 from metier.planning import memory as bytes_of
 from metier.planning.advice import Case, Kind, advise
+from metier.planning.budget import Budget, Reading, Steps, chosen, least_kept
 from metier.planning.machine import Machine, this_machine
 from metier.planning.memory import Memory, Moving, Numbers, Work
 from metier.recipe import Adam, FreezeMethod, LoRAMethod
@@ -53,6 +54,10 @@ class MethodPlan(Value):
     """Training time, evaluation not included; None without a figure for the machine's speed."""
     bytes_on_disk: int
     """What must be stored to use the result, without the base for an adapter."""
+    budget: Budget
+    """Most tokens of a micro-batch: as the recipe says, or chosen for this method."""
+    micro_batch_tokens: int
+    """Tokens of the largest micro-batch under that budget, padding included; a longer row stands alone."""
     checkpointing: bool = False
     """Whether the run would compute activations again in the backward pass, see `train.activation_checkpointing`."""
     kept_bytes: int | None = None
@@ -77,7 +82,9 @@ class Plan(Value):
     tokens: int
     """Tokens read in the whole training, without padding."""
     micro_batch_tokens: int
-    """Tokens of the largest micro-batch, padding included."""
+    """Tokens of the largest micro-batch with the recipe's method, padding included."""
+    budget: Budget
+    """The token budget of the recipe's method, and why."""
     methods: tuple[MethodPlan, ...]
     """full, lora, freeze, qlora, where they exist for this model."""
     recommended: Kind | None
@@ -108,12 +115,19 @@ class _Scene:
     """What is the same for every method."""
 
     shape: Shape
-    head: Head
     machine: Machine
     work: Work
     tokens: int
     achieved: float | None
-    checkpointing: Literal["auto", "on", "off"]
+    section: TrainSection
+    steps: Steps
+    longest: int
+    mean_step: float
+
+    def work_on(self, tokens: int, *, checkpointing: bool) -> Work:
+        """A pass over so many tokens."""
+        accumulates = self.mean_step > tokens
+        return replace(self.work, tokens=tokens, checkpointing=checkpointing, accumulates=accumulates)
 
 
 def plan(
@@ -123,7 +137,7 @@ def plan(
     row_tokens: Sequence[int],
     head: Head,
     supervised_share: float = 1.0,
-    peak_tokens: int | None = None,
+    reading: Steps | None = None,
     machine: Machine | None = None,
     flops_per_second: float | None = None,
 ) -> Plan:
@@ -135,8 +149,7 @@ def plan(
         row_tokens: Tokens of each training row; at least one row.
         head: What the network puts out.
         supervised_share: Share of the tokens that are learnt; the head is computed for these alone.
-        peak_tokens: Tokens of the largest micro-batch, padding included, where the caller has cut the batches; else the
-            most that the recipe allows.
+        reading: The steps, where the caller has cut their batches; else a budget is taken to be filled, by rows alone.
         machine: Where it would run; None looks at this one.
         flops_per_second: Speed of a matrix product, see `measure_flops_per_second`; None leaves out the times.
 
@@ -146,20 +159,26 @@ def plan(
     machine = machine or this_machine(recipe.model.device)
     precision = recipe.train.precision_on(bf16_gpu=machine.bf16_gpu)
     steps = recipe.train.total_steps(len(row_tokens))
-    largest = peak_tokens or most_tokens(row_tokens, recipe.train)
     tokens = round(sum(row_tokens) * steps / recipe.train.steps_per_epoch(len(row_tokens)))
-    mean_step = recipe.train.batch_size * sum(row_tokens) / len(row_tokens)
     work = Work(
-        tokens=largest,
+        tokens=0,
         logit_bytes=bytes_of.LOGIT_BYTES_FP32 if precision == "fp32" else bytes_of.LOGIT_BYTES_EAGER,
         supervised_share=supervised_share if head != "classifier" else 1 / max(row_tokens),
         early=recipe.train.optimizer.during_backward,
-        accumulates=mean_step > largest,
         dropout_tokens=max(row_tokens) if machine.device == "cpu" else 0,
         lean=head == "causal",
     )
-    achieved = flops_per_second * UTILISATION if flops_per_second else None
-    scene = _Scene(shape, head, machine, work, tokens, achieved, recipe.train.activation_checkpointing)
+    scene = _Scene(
+        shape=shape,
+        machine=machine,
+        work=work,
+        tokens=tokens,
+        achieved=flops_per_second * UTILISATION if flops_per_second else None,
+        section=recipe.train,
+        steps=reading or filled_steps(row_tokens, recipe.train),
+        longest=max(row_tokens),
+        mean_step=recipe.train.batch_size * sum(row_tokens) / len(row_tokens),
+    )
     methods = tuple(_count(scene, candidate) for candidate in _candidates(shape, recipe, head, precision))
     case = Case(
         rows=len(row_tokens),
@@ -170,13 +189,15 @@ def plan(
         full_is_easy=_share_of(methods[0].peak_bytes, machine) <= 0.8,
     )
     recommended, why = advise(shape, case)
+    own = next((method for method in methods if method.kind == recipe.method.kind), methods[0])
     return Plan(
         machine=machine,
         precision=precision,
         rows=len(row_tokens),
         steps=steps,
         tokens=tokens,
-        micro_batch_tokens=largest,
+        micro_batch_tokens=own.micro_batch_tokens,
+        budget=own.budget,
         methods=methods,
         recommended=recommended,
         recommendation=why,
@@ -184,10 +205,11 @@ def plan(
     )
 
 
-def most_tokens(row_tokens: Sequence[int], section: TrainSection) -> int:
-    """Most tokens, padding included, that a micro-batch of the recipe can have; a longer row stands alone."""
+def filled_steps(row_tokens: Sequence[int], section: TrainSection) -> Steps:
+    """The steps of rows that nobody has cut: every budget is filled, and nothing is padded or shared."""
     longest = max(row_tokens)
-    return max(longest, min(section.micro_batch_tokens, section.batch_size * longest))
+    whole = min(section.batch_size, len(row_tokens)) * longest
+    return Steps(whole, lambda budget: Reading(max(longest, min(budget, whole)), 1.0))
 
 
 def fits_in(peak_bytes: int, machine: Machine) -> bool | None:
@@ -291,23 +313,21 @@ def _is_tied(shape: Shape) -> bool:
 
 def _count(scene: _Scene, candidate: _Candidate) -> MethodPlan:
     shape, moving = scene.shape, candidate.moving
-    work = scene.work
-    if candidate.kind == "qlora":
-        work = replace(work, logit_bytes=bytes_of.LOGIT_BYTES_EAGER)
-    kept, checkpointed = (
-        _with_overhead(
-            bytes_of.peak_memory(shape, moving, candidate.numbers, replace(work, checkpointing=again)), scene.machine
-        )
-        for again in (False, True)
-    )
+    budget = _budget(scene, candidate)
+    read = scene.steps.read(budget.tokens)
+    kept, again = (_memory(scene, candidate, read.largest, checkpointing=again) for again in (False, True))
     checkpointing = _checkpoints(kept, scene)
-    memory = checkpointed if checkpointing else kept
-    flops = scene.tokens * training_flops(
-        shape,
-        moving,
-        head_share=work.supervised_share,
-        trains_head=candidate.trains_head,
-        checkpointing=checkpointing,
+    memory = again if checkpointing else kept
+    flops = (
+        scene.tokens
+        * read.share
+        * training_flops(
+            shape,
+            moving,
+            head_share=scene.work.supervised_share,
+            trains_head=candidate.trains_head,
+            checkpointing=checkpointing,
+        )
     )
     seconds = None if scene.achieved is None else flops / scene.achieved
     if seconds is not None and candidate.kind == "qlora":
@@ -324,20 +344,47 @@ def _count(scene: _Scene, candidate: _Candidate) -> MethodPlan:
         flops=flops,
         seconds=seconds,
         bytes_on_disk=round(stored * candidate.numbers.new),
+        budget=budget,
+        micro_batch_tokens=read.largest,
         checkpointing=checkpointing,
         kept_bytes=kept.peak,
-        checkpointed_bytes=checkpointed.peak,
+        checkpointed_bytes=again.peak,
     )
+
+
+def _budget(scene: _Scene, candidate: _Candidate) -> Budget:
+    """The recipe's budget, else the fastest that fits; activations are kept where a useful budget allows it."""
+    section = scene.section
+    if section.micro_batch_tokens != "auto":
+        return Budget(tokens=section.micro_batch_tokens, reason="set in the recipe")
+
+    def fits(tokens: int, *, checkpointing: bool) -> bool:
+        memory = _memory(scene, candidate, max(tokens, scene.longest), checkpointing=checkpointing)
+        return fits_in(memory.peak, scene.machine) is not False
+
+    ways = {"auto": (False, True), "on": (True,), "off": (False,)}[section.activation_checkpointing]
+    device = scene.machine.device
+    least = least_kept(scene.steps, device=device)
+    again = next((way for way in ways if fits(least, checkpointing=way)), ways[-1])
+    return chosen(scene.steps, device=device, fits=lambda tokens: fits(tokens, checkpointing=again))
+
+
+def _memory(scene: _Scene, candidate: _Candidate, tokens: int, *, checkpointing: bool) -> Memory:
+    work = scene.work_on(tokens, checkpointing=checkpointing)
+    if candidate.kind == "qlora":
+        work = replace(work, logit_bytes=bytes_of.LOGIT_BYTES_EAGER)
+    return with_overhead(bytes_of.peak_memory(scene.shape, candidate.moving, candidate.numbers, work), scene.machine)
 
 
 def _checkpoints(kept: Memory, scene: _Scene) -> bool:
     """Whether activations are computed again: as the recipe says, or where keeping them does not fit."""
-    if scene.checkpointing == "auto":
+    if scene.section.activation_checkpointing == "auto":
         return fits_in(kept.peak, scene.machine) is False
-    return scene.checkpointing == "on"
+    return scene.section.activation_checkpointing == "on"
 
 
-def _with_overhead(memory: Memory, machine: Machine) -> Memory:
+def with_overhead(memory: Memory, machine: Machine) -> Memory:
+    """The memory with what the process, the device and the allocator take beside it."""
     if machine.device == "cuda":
         overhead = bytes_of.GPU_CONTEXT_BYTES + bytes_of.GPU_SLACK * memory.peak
     else:

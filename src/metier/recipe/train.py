@@ -98,6 +98,10 @@ PrecisionName = Literal["fp32", "mixed", "bf16"]
 """In which number format weights rest and arithmetic is done."""
 
 
+UNPLANNED_TOKENS = 2048
+"""Token budget of a loop that is used without a plan."""
+
+
 class TrainSection(Section):
     """The optimisation."""
 
@@ -109,8 +113,8 @@ class TrainSection(Section):
     """Stop after so many optimizer steps, whatever `epochs` says."""
     batch_size: int = Field(default=16, ge=1)
     """Rows in one optimizer step."""
-    micro_batch_tokens: int = Field(default=2048, ge=16)
-    """Most tokens, padding included, in one forward pass. Bounds memory; changes no gradient."""
+    micro_batch_tokens: Literal["auto"] | Annotated[int, Field(ge=16)] = "auto"
+    """Most tokens, padding included, in one forward pass. Bounds memory; changes no gradient. "auto": as many as gain time, fit in memory and are in a step; `metier plan` says how many and why, and a run that is resumed keeps its number."""
     optimizer: OptimizerSection = AdamW()
     """What turns gradients into steps."""
     schedule: ScheduleSection = Linear()
@@ -167,6 +171,11 @@ class TrainSection(Section):
         if self.precision != "auto":
             return self.precision
         return "mixed" if bf16_gpu else "fp32"
+
+    @property
+    def token_budget(self) -> int:
+        """`micro_batch_tokens` as a number; `UNPLANNED_TOKENS` where nobody has planned."""
+        return UNPLANNED_TOKENS if self.micro_batch_tokens == "auto" else self.micro_batch_tokens
 
     def steps_per_epoch(self, rows: int) -> int:
         """Optimizer steps in one pass over `rows` rows; the last may be smaller."""

@@ -18,6 +18,7 @@ def show(plan: Plan) -> None:
     console, voice = screen(), Voice("en")
     memory = f"{voice.size(plan.machine.memory_bytes)} free" if plan.machine.memory_bytes else "memory unknown"
     console.print(f"{plan.rows:,} rows, {plan.tokens:,} tokens in {plan.steps:,} steps, {plan.precision}; {memory}")
+    console.print(f"at most {plan.budget.tokens:,} tokens are read at once: {plan.budget.reason}", markup=False)
     table = Table(box=None, pad_edge=False)
     for title in ("method", "moves", "share", "peak memory", "time", "on disk", "fits", "by"):
         table.add_column(title, justify="left" if title == "method" else "right", overflow="fold")

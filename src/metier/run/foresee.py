@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from metier import adapt, planning, training
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from metier.planning import MethodPlan, Plan
     from metier.planning.probing import Sample
     from metier.recipe import TrainSection
+    from metier.run.folder import RunFolder
     from metier.run.job import Job
 
 
@@ -80,6 +82,23 @@ def fast(section: TrainSection, module: nn.Module, *, checkpointing: bool) -> It
         else:
             log.warn("train.compile: this network has no list of equal blocks, so nothing is compiled")
         yield
+
+
+def settle(job: Job, folder: RunFolder) -> Job:
+    """The job with its token budget as a number: the one that this run began with, else the one that the plan chooses.
+
+    A run that goes on must cut its steps as before, whatever memory is free by now.
+    """
+    if job.recipe.train.micro_batch_tokens != "auto":
+        return job
+    if folder.resolved.exists():
+        tokens = folder.recipe().train.token_budget
+    else:
+        budget = job.plan(flops_per_second=None).budget
+        tokens = budget.tokens
+        log.note(f"at most {tokens:,} tokens are read at once: {budget.reason}")
+    train = job.recipe.train.model_copy(update={"micro_batch_tokens": tokens})
+    return replace(job, recipe=job.recipe.model_copy(update={"train": train}))
 
 
 def foresee(job: Job) -> MethodPlan | None:

@@ -22,7 +22,7 @@ from metier.core.version import __version__
 from metier.recipe import LoRAMethod, Recipe, dump
 from metier.run import environment
 from metier.run.folder import RunFolder, claim, enter, write_facts
-from metier.run.foresee import fast, foresee
+from metier.run.foresee import fast, foresee, settle
 from metier.run.job import Job, choose_device, learning_rate, say
 from metier.run.preparation import prepare
 
@@ -66,7 +66,8 @@ def run(recipe: Recipe, *, given: str | None = None, command: str = "metier trai
     with meter.phase("read"):
         job = prepare(recipe)
     with claim(folder):
-        enter(folder, recipe, given)
+        job = settle(job, folder)
+        enter(folder, job.recipe, given)
         if folder.is_finished():
             log.note(f"this run is finished: {folder.path / 'report.html'}")
             return folder

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,8 @@ from metier import data, evaluation, models, planning, tasks
 from metier.core import DataError, RecipeError
 from metier.core.files import sha256
 from metier.data.records import Labelled, Splits
-from metier.recipe import ChatTask, ClassifyTask, Recipe
+from metier.models.lean import Layout
+from metier.recipe import ChatTask, ClassifyTask, FreezeMethod, LoRAMethod, Recipe
 from metier.run.job import Job, encode_splits, measured_rows
 from metier.training import batches
 
@@ -92,9 +94,18 @@ class TextJob(Job):
             row_tokens=self.sizes(),
             head=self.head,
             supervised_share=_learnt_share(self.train),
-            peak_tokens=_largest_cut(self.task, self.recipe, self.train),
+            reading=_steps(self._as_read(), self.recipe, self.train),
             flops_per_second=flops_per_second,
         )
+
+    def _as_read(self) -> TextTask[Any]:
+        """The task with the layout that its network will most likely read; only trying it tells for sure."""
+        method = self.recipe.method
+        packs = self.shape.packs and hasattr(self.task, "layout")
+        drops = isinstance(method, LoRAMethod) and method.dropout > 0
+        shares = self.shape.shares and not drops and not isinstance(method, FreezeMethod)
+        layout = Layout(packed=True, shares=shares)
+        return replace(self.task, layout=layout) if packs else self.task  # type: ignore[type-var, return-value]
 
 
 def prepare(recipe: Recipe, section: TextTaskSection) -> TextJob:
@@ -211,14 +222,21 @@ def _learnt_share(train: Sequence[Any]) -> float:
     return learnt / total if learnt else 1.0
 
 
-MOST_STEPS = 500
-"""Steps in which the largest micro-batch is looked for."""
+MOST_STEPS = 200
+"""Steps whose batches are cut to see what a budget makes of them."""
 
 
-def _largest_cut(task: TextTask[Any], recipe: Recipe, train: Sequence[Any]) -> int:
-    """Tokens of the largest micro-batch of the first epoch, as the network reads it; no less than the longest row."""
-    section, most = recipe.train, max(tasks.sizes(task, train))
-    for step in batches.steps(len(train), section, last=min(MOST_STEPS, section.steps_per_epoch(len(train)))):
-        rows = [train[i] for i in step.rows]
-        most = max(most, *(task.read([rows[i] for i in cut]) for cut in task.cut(rows, section.micro_batch_tokens)))
-    return most
+def _steps(task: TextTask[Any], recipe: Recipe, train: Sequence[Any]) -> planning.Steps:
+    """The first steps of the run, to be cut by any budget."""
+    section, sizes = recipe.train, tasks.sizes(task, train)
+    last = min(MOST_STEPS, section.steps_per_epoch(len(train)))
+    looked_at = [[train[i] for i in step.rows] for step in batches.steps(len(train), section, last=last)]
+
+    @cache
+    def read(budget: int) -> planning.Reading:
+        cuts = [task.read([rows[i] for i in cut]) for rows in looked_at for cut in task.cut(rows, budget)]
+        plain = sum(task.size(row) for rows in looked_at for row in rows)
+        # A longer row than any of these steps has would stand alone.
+        return planning.Reading(max(*sizes, *cuts), sum(cuts) / plain)
+
+    return planning.Steps(max(map(task.read, looked_at)), read)

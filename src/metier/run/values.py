@@ -99,9 +99,17 @@ class ValueJob(Job):
         return value_suite.scatters(self.scene, after)
 
     def plan(self, *, flops_per_second: float | None) -> Plan:  # noqa: ARG002 - no formula knows any network's work
-        """Parameters, and memory for them; what activations and time take only a probe can tell."""
-        whole = (*self.model.new, *self.model.whole)
-        return planning.plan_any(self.model.module, self.recipe, sizes=self.sizes(), whole=whole)
+        """Parameters and memory, activations counted on a few rows; time only a run or a probe can tell."""
+        rows = [self.train[i] for i in range(min(len(self.train), planning.LOOKED_AT))]
+        module = self.model.module
+        kept = planning.saved_bytes(module, lambda: self.task.loss(module, self.task.collate(rows)).total_B)
+        return planning.plan_any(
+            module,
+            self.recipe,
+            sizes=self.sizes(),
+            whole=(*self.model.new, *self.model.whole),
+            kept_bytes=kept / self.task.read(rows),
+        )
 
     @property
     def scratch(self) -> bool:

@@ -36,11 +36,10 @@ def reading(task: Task[Any], examples: Sequence[Any], section: TrainSection) -> 
     said = []
     if not layout.packed:
         said.append(f"rows are padded, in batches of like length: {layout.why_not}")
-    long = sum(size > section.micro_batch_tokens for size in sizes(task, examples))
+    budget = section.token_budget
+    long = sum(size > budget for size in sizes(task, examples))
     if long:
-        said.append(
-            f"{long} rows are longer than train.micro_batch_tokens={section.micro_batch_tokens}; each is read alone"
-        )
+        said.append(f"{long} rows are longer than train.micro_batch_tokens={budget}; each is read alone")
     if layout.shares:
         said += _shared(task, examples, section)
     return tuple(said)
@@ -54,7 +53,7 @@ def _shared(task: Task[Any], examples: Sequence[Any], section: TrainSection) -> 
     for begin in range(0, min(len(order), MOST_STEPS * section.batch_size), section.batch_size):
         rows = [examples[i] for i in order[begin : begin + section.batch_size]]
         whole += sum(task.size(row) for row in rows)
-        read += sum(task.read([rows[i] for i in cut]) for cut in task.cut(rows, section.micro_batch_tokens))
+        read += sum(task.read([rows[i] for i in cut]) for cut in task.cut(rows, section.token_budget))
     if whole < 1.05 * read:
         return []
     looked_at = _ids(examples, order[:MOST_ROWS])

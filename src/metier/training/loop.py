@@ -54,7 +54,7 @@ def fit(
         DivergedError: If the gradient is not finite.
         RecipeError: If not even one example at a time fits in memory.
     """
-    most_tokens = section.micro_batch_tokens
+    most_tokens = section.token_budget
     for step in steps:
         began = time.perf_counter()
         module.train()
