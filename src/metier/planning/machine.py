@@ -10,6 +10,7 @@ from typing import Literal
 from metier.core.evidence import Value
 
 MEMORY_INFO = Path("/proc/meminfo")
+PROCESS_PAGES = Path("/proc/self/statm")
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 GEMM_SIZE = 1024
 """Rows and columns of the matrices that are timed."""
@@ -50,6 +51,13 @@ def free_memory_bytes() -> int | None:
     """Memory that a process of this machine may still take, the limit of its container included."""
     limits = [limit for limit in (_available(), _left_in_control_group()) if limit is not None]
     return min(limits, default=None)
+
+
+def resident_bytes() -> int | None:
+    """Memory that this process holds now; None where the system does not say."""
+    if not PROCESS_PAGES.exists():
+        return None
+    return int(PROCESS_PAGES.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def measure_flops_per_second(device: str = "cpu", *, bf16: bool = False) -> float:

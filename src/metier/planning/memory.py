@@ -134,7 +134,8 @@ class Work:
         early: Whether each parameter moves inside the backward pass, and its gradient is freed.
         accumulates: Whether the gradients of an earlier micro-batch of the same step are already there.
         activation_share: What is left of the activations by fusing, see `POINTWISE_FUSED`.
-        dropout_tokens: Row length whose attention probabilities are kept; 0 with a fused attention kernel.
+        dropout_tokens: Tokens whose attention probabilities are kept for each token: those of its row; 0 with a fused
+            attention kernel.
         lean: Whether our own modules train: scores exist a chunk at a time, the gate's activation is computed again,
             and the attention's answer is kept once.
     """

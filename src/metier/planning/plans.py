@@ -64,8 +64,10 @@ class MethodPlan(Value):
     """Peak with all activations kept, by formula; None where no formula knows the network."""
     checkpointed_bytes: int | None = None
     """Peak with activations computed again, by formula; None where no formula knows the network."""
-    basis: Literal["formula", "probe"] = "formula"
-    """Whether peak and time are estimates by formula or were measured by a probe."""
+    basis: Literal["formula", "probe", "measured"] = "formula"
+    """Whether peak and time are estimates by formula, were measured by a probe now, or by an earlier run or probe."""
+    measured_on: str | None = None
+    """The day of the earlier run or probe, as YYYY-MM-DD."""
 
 
 class Plan(Value):
@@ -165,7 +167,7 @@ def plan(
         logit_bytes=bytes_of.LOGIT_BYTES_FP32 if precision == "fp32" else bytes_of.LOGIT_BYTES_EAGER,
         supervised_share=supervised_share if head != "classifier" else 1 / max(row_tokens),
         early=recipe.train.optimizer.during_backward,
-        dropout_tokens=max(row_tokens) if machine.device == "cpu" else 0,
+        dropout_tokens=_attended(row_tokens, packs=shape.packs) if machine.device == "cpu" else 0,
         lean=head == "causal",
     )
     scene = _Scene(
@@ -210,6 +212,13 @@ def filled_steps(row_tokens: Sequence[int], section: TrainSection) -> Steps:
     longest = max(row_tokens)
     whole = min(section.batch_size, len(row_tokens)) * longest
     return Steps(whole, lambda budget: Reading(max(longest, min(budget, whole)), 1.0))
+
+
+def _attended(row_tokens: Sequence[int], *, packs: bool) -> int:
+    """How many tokens a token meets: in a pack those of its own row, else as many as the longest row has."""
+    if not packs:
+        return max(row_tokens)
+    return round(sum(tokens * tokens for tokens in row_tokens) / sum(row_tokens))
 
 
 def fits_in(peak_bytes: int, machine: Machine) -> bool | None:

@@ -16,11 +16,13 @@ class Sample(NamedTuple):
         tokens: Tokens of the micro-batch, padding included.
         peak_bytes: Highest memory in use.
         seconds: Wall time.
+        parts: Micro-batches of that size in the step.
     """
 
     tokens: int
     peak_bytes: int
     seconds: float
+    parts: int = 1
 
 
 class Probe(Value):
@@ -64,7 +66,9 @@ def probe(measure: Callable[[int], Sample], *, small: int, large: int) -> Probe:
     base_bytes, slope_bytes = _line(
         first.tokens, first.peak_bytes, second.tokens, second.peak_bytes, through_zero=False
     )
-    base_seconds, slope_seconds = _line(first.tokens, first.seconds, second.tokens, second.seconds, through_zero=True)
+    base_seconds, slope_seconds = _line(
+        first.tokens * first.parts, first.seconds, second.tokens * second.parts, second.seconds, through_zero=True
+    )
     return Probe(
         base_bytes=base_bytes,
         bytes_per_token=slope_bytes,

@@ -8,18 +8,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from metier import adapt, planning, training
-from metier.core import log
-from metier.core.meter import Meter
+from metier.core import heap, log
+from metier.core.meter import Meter, peak_memory_bytes
 from metier.recipe import LoRAMethod
 from metier.run.job import choose_device, learning_rate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     import torch
     from torch import nn
 
-    from metier.planning import MethodPlan, Plan
+    from metier.planning import Plan
     from metier.planning.probing import Sample
     from metier.recipe import TrainSection
     from metier.run.folder import RunFolder
@@ -39,18 +40,30 @@ def plan_job(job: Job, *, probe: bool) -> Plan:
     recipe = job.recipe
     device = choose_device(recipe)
     plan = job.plan(flops_per_second=planning.measure_flops_per_second(str(device)))
+    setting = _setting(job, device)
     if not probe:
-        return plan
+        return planning.informed(plan, setting)
     log.note(f"probing {recipe.method.kind} with a few real steps")
     small, large = min(plan.micro_batch_tokens // 2, 512), plan.micro_batch_tokens
     large = max(large, small + 1)
     method = plan.method(recipe.method.kind)
-    bench = _Bench(job, device, checkpointing=method is not None and method.checkpointing)
+    # Where a step is cut, the gradients of one part are there while the next is read.
+    parts = 2 if plan.tokens / plan.steps > 1.5 * large else 1
+    bench = _Bench(job, device, parts=parts, checkpointing=method is not None and method.checkpointing)
     # Without compiling first, so that what it would give can be told.
     plain = bench.seconds((small, large)) if recipe.train.compile else []
     with bench.engine(recipe.train):
         measured = planning.probe(bench.step, small=small, large=large)
-    plan = planning.confirm(plan, recipe.method.kind, measured)
+    if method is not None and planning.recall(setting, plan, method) is None:
+        planning.remember(
+            setting,
+            plan,
+            method,
+            tokens=plan.tokens,
+            peak_bytes=measured.peak_bytes(plan.micro_batch_tokens),
+            seconds=measured.seconds(plan.tokens, steps=plan.steps),
+        )
+    plan = planning.confirm(planning.informed(plan, setting), recipe.method.kind, measured)
     if not plain:
         return plan
     return plan.model_copy(update={"notes": (*plan.notes, _said_of_compiling(plain[-1], bench.taken[-3:], large))})
@@ -101,28 +114,68 @@ def settle(job: Job, folder: RunFolder) -> Job:
     return replace(job, recipe=job.recipe.model_copy(update={"train": train}))
 
 
-def foresee(job: Job) -> MethodPlan | None:
-    """What the run will take by formula; tells the user before the work starts when memory will not do."""
-    plan = job.plan(flops_per_second=None)
+def foresee(job: Job) -> Plan:
+    """What the run will take; tells the user before the work starts when memory will not do."""
+    plan = planning.informed(job.plan(flops_per_second=None), _setting(job, choose_device(job.recipe)))
     method = plan.method(job.recipe.method.kind)
     if method is not None and method.fits is False and plan.machine.memory_bytes is not None:
         log.warn(
             f"this run may need {method.peak_bytes / 1e9:.1f} GB; {plan.machine.memory_bytes / 1e9:.1f} GB are free: "
             "lower train.micro_batch_tokens, or see `metier plan`"
         )
-    return method
+    return plan
+
+
+@contextmanager
+def learning(job: Job, plan: Plan, metrics: Path) -> Iterator[None]:
+    """Remember for later plans what the steps that are taken inside the block took, however it ends.
+
+    Args:
+        job: What trains.
+        plan: What was foreseen.
+        metrics: The run's log of steps.
+    """
+    try:
+        yield
+    finally:
+        steps = [line for line in training.read_metrics(metrics) if line["kind"] == "step"]
+        # The first step also starts threads and takes memory from the system.
+        steady, method = steps[1:], plan.method(job.recipe.method.kind)
+        if steady and method is not None:
+            peak = peak_memory_bytes()
+            planning.remember(
+                _setting(job, choose_device(job.recipe)),
+                plan,
+                method,
+                tokens=sum(line["tokens"] for line in steady),
+                # A GPU's figure is what tensors took, without what device and allocator take beside them.
+                peak_bytes=peak + (method.memory.overhead if plan.machine.device == "cuda" else 0),
+                seconds=sum(line["seconds"] for line in steady),
+            )
+
+
+def _setting(job: Job, device: torch.device) -> planning.Setting:
+    recipe = job.recipe
+    options = {
+        "task": recipe.task.kind,
+        "optimizer": recipe.train.optimizer.model_dump(mode="json"),
+        "compile": recipe.train.compile,
+        "attention": recipe.model.attention,
+        "dropout": recipe.method.dropout if isinstance(recipe.method, LoRAMethod) else 0,
+    }
+    return planning.Setting(job.network, str(device), options)
 
 
 class _Bench:
     """The job's network, and real steps on it."""
 
-    def __init__(self, job: Job, device: torch.device, *, checkpointing: bool) -> None:
-        """Load the network."""
+    def __init__(self, job: Job, device: torch.device, *, parts: int, checkpointing: bool) -> None:
+        """Load the network; steps will have so many equal parts."""
         recipe = job.recipe
         if recipe.train.compile:
             training.check_compiler(device)
         self.taken: list[float] = []
-        self._section, self._checkpointing = recipe.train, checkpointing
+        self._section, self._parts, self._checkpointing = recipe.train, parts, checkpointing
         self._precision = training.choose(recipe.train, device)
         model = job.load()
         self._module = adapt.adapt(model.module, recipe.method, head=job.head, new=(*model.new, *model.whole)).module
@@ -141,7 +194,7 @@ class _Bench:
     def engine(self, section: TrainSection) -> Iterator[None]:
         """The network as the run would train it."""
         recomputing = training.recomputing(self._module, wanted=self._checkpointing)
-        with fast(section, self._module, checkpointing=self._checkpointing), recomputing:
+        with fast(section, self._module, checkpointing=self._checkpointing), recomputing, heap.kept():
             yield
 
     def seconds(self, sizes: Sequence[int]) -> list[float]:
@@ -162,7 +215,7 @@ class _Bench:
             training.train_step(
                 self._module,
                 task,
-                [batch],
+                [batch] * self._parts,
                 self._optimizer,
                 precision=self._precision,
                 max_grad_norm=self._section.max_grad_norm,
@@ -170,4 +223,5 @@ class _Bench:
             )
         self.taken.append(time.perf_counter() - began)
         peak = meter.phases[0].peak_memory_bytes
-        return planning.Sample(tokens=task.read(rows), peak_bytes=peak, seconds=self.taken[-1])
+        read = task.read(rows)
+        return planning.Sample(tokens=read, peak_bytes=peak, seconds=self.taken[-1], parts=self._parts)

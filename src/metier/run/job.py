@@ -69,6 +69,11 @@ class Job(ABC):
     def parameters(self) -> int:
         """Numbers in the network."""
 
+    @property
+    @abstractmethod
+    def network(self) -> str:
+        """What the network is made of: the same words for networks that take the same memory and time."""
+
     @abstractmethod
     def load(self) -> Model:
         """The pretrained model, in float32 on the CPU."""

@@ -22,7 +22,7 @@ from metier.core.version import __version__
 from metier.recipe import LoRAMethod, Recipe, dump
 from metier.run import environment
 from metier.run.folder import RunFolder, claim, enter, write_facts
-from metier.run.foresee import fast, foresee, settle
+from metier.run.foresee import fast, foresee, learning, settle
 from metier.run.job import Job, choose_device, learning_rate, say
 from metier.run.preparation import prepare
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from metier.core.evidence import Baseline
     from metier.evaluation import Measured
     from metier.models import Model
-    from metier.planning import MethodPlan
+    from metier.planning import MethodPlan, Plan
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,12 @@ class Setup:
     precision: training.Precision
     learning_rate: float
     reason: str
-    planned: MethodPlan | None
+    plan: Plan
+
+    @property
+    def planned(self) -> MethodPlan | None:
+        """The plan of the recipe's method."""
+        return self.plan.method(self.job.recipe.method.kind)
 
 
 def run(recipe: Recipe, *, given: str | None = None, command: str = "metier train job.yaml") -> RunFolder:
@@ -72,9 +77,9 @@ def run(recipe: Recipe, *, given: str | None = None, command: str = "metier trai
             log.note(f"this run is finished: {folder.path / 'report.html'}")
             return folder
         say(job)
-        planned = foresee(job)
+        plan = foresee(job)
         with meter.phase("load"):
-            setup = _set_up(job, folder, planned)
+            setup = _set_up(job, folder, plan)
         with meter.phase("measure before"):
             before = measure_base(job, setup.model)
         with meter.phase("train"):
@@ -117,7 +122,7 @@ def measure_base(job: Job, model: Model) -> Measured:
     return measured
 
 
-def _set_up(job: Job, folder: RunFolder, planned: MethodPlan | None) -> Setup:
+def _set_up(job: Job, folder: RunFolder, plan: Plan) -> Setup:
     recipe = job.recipe
     device = choose_device(recipe)
     if recipe.train.compile:
@@ -131,7 +136,7 @@ def _set_up(job: Job, folder: RunFolder, planned: MethodPlan | None) -> Setup:
     rate, reason = learning_rate(job)
     if rate == 0:
         log.warn("train.learning_rate is 0: nothing will be learnt")
-    return Setup(job, folder, model, precision, rate, reason, planned)
+    return Setup(job, folder, model, precision, rate, reason, plan)
 
 
 @dataclass(frozen=True)
@@ -201,6 +206,7 @@ def _train(setup: Setup, adapted: Adapted, *, keep_start: bool) -> training.Outc
     with (
         fast(job.recipe.train, adapted.module, checkpointing=checkpointing),
         _checkpointing(setup, adapted.module, wanted=checkpointing),
+        learning(job, setup.plan, setup.folder.metrics),
     ):
         outcome = training.run(
             adapted.module,

@@ -49,6 +49,11 @@ class TextJob(Job):
         """Numbers in the network."""
         return self.shape.parameters
 
+    @property
+    def network(self) -> str:
+        """Its sizes."""
+        return repr(self.shape)
+
     def load(self) -> Model:
         """The pretrained model with the head that the task needs."""
         recipe = self.recipe

@@ -63,6 +63,11 @@ class ValueJob(Job):
         """Numbers in the network."""
         return sum(parameter.numel() for parameter in self.model.module.parameters())
 
+    @property
+    def network(self) -> str:
+        """Names and sizes of its tensors."""
+        return repr([(name, tuple(p.shape)) for name, p in self.model.module.named_parameters()])
+
     def load(self) -> Model:
         """The network."""
         return self.model
