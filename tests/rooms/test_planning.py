@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import os
 import statistics
 import sys
 from dataclasses import replace
@@ -21,15 +22,19 @@ from metier.planning import (
     Plan,
     Reading,
     Sample,
+    Setting,
     Steps,
     confirm,
+    informed,
     learning_rate,
     measure_flops_per_second,
     plan,
     probe,
+    remember,
     this_machine,
 )
 from metier.planning.memory import BF16, FP32, MIXED, NF4, Moving, Work, activation_bytes, peak_memory, query_width
+from metier.planning.seen import MOST_FILES
 from metier.recipe import FreezeMethod, FullMethod, LoRAMethod, parse
 
 ROOT = Path(__file__).parents[2]
@@ -537,6 +542,92 @@ class TestProbe:
         assert after.method("lora").fits is False
         assert after.method("lora").seconds == pytest.approx(0.001 * after.tokens)
         assert after.method("full") == before.method("full")
+
+
+class TestSeen:
+    """What a run took informs the next plan of a like run, and of no other."""
+
+    SETTING = Setting("a network", "cpu", {"task": "chat"})
+
+    @pytest.fixture(autouse=True)
+    def cache(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("METIER_CACHE", str(tmp_path))
+        return tmp_path / "seen"
+
+    def seen(self, found, **facts):
+        facts = {"tokens": 1000, "peak_bytes": 7 * 10**9, "seconds": 20.0, **facts}
+        remember(self.SETTING, found, found.method("lora"), **facts)
+
+    def test_nothing_was_seen(self):
+        found = made()
+        assert informed(found, self.SETTING) is found
+
+    def test_the_same_run_again_is_told_as_it_was(self):
+        found = made()
+        self.seen(found)
+        method = informed(found, self.SETTING).method("lora")
+        assert (method.basis, method.peak_bytes) == ("measured", 7 * 10**9)
+        assert method.seconds == pytest.approx(20.0 / 1000 * found.tokens)
+        note = informed(found, self.SETTING).notes[0]
+        assert note == f"peak memory and time measured on this machine: lora on {method.measured_on}"
+        assert informed(found, self.SETTING).method("full") == found.method("full")
+
+    def test_other_rows_differ_by_what_the_formula_knows(self):
+        found = made()
+        self.seen(found)
+        longer = made(rows=(220,) * 640, job=recipe(train={"micro_batch_tokens": 1100}))
+        method = informed(longer, self.SETTING).method("lora")
+        more = longer.method("lora").memory.peak - found.method("lora").memory.peak
+        assert more > 0
+        assert method.peak_bytes == 7 * 10**9 + more
+        assert method.seconds == pytest.approx(20.0 / 1000 * longer.tokens, rel=0.01)
+
+    def test_another_network_method_device_or_budget_is_another_run(self):
+        found = made()
+        self.seen(found)
+        for other in (
+            replace(self.SETTING, network="another"),
+            replace(self.SETTING, device="cuda:0") if torch.cuda.is_available() else None,
+            replace(self.SETTING, options={"task": "classify"}),
+        ):
+            assert other is None or informed(found, other) is found
+        for more in ({"method": {"kind": "lora", "rank": 4}}, {"train": {"micro_batch_tokens": 512}}):
+            planned = made(job=recipe(**more))
+            assert informed(planned, self.SETTING) is planned
+
+    def test_a_measured_peak_decides_whether_it_fits(self):
+        small = Machine(device="cpu", memory_bytes=16 * 10**9)
+        found = made(machine=small)
+        assert found.method("lora").fits
+        self.seen(found, peak_bytes=15 * 10**9)
+        assert informed(found, self.SETTING).method("lora").fits is False
+        assert informed(found, self.SETTING).budget == found.budget
+
+    @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"date": 3}', b"\xff\xfe", b"null"])
+    def test_a_damaged_file_is_told_and_passed_over(self, cache, content, capsys):
+        found = made()
+        self.seen(found)
+        (file,) = cache.iterdir()
+        file.write_bytes(content)
+        assert informed(found, self.SETTING) is found
+        assert "damaged" in capsys.readouterr().err
+        self.seen(found)
+        assert informed(found, self.SETTING).method("lora").basis == "measured"
+
+    def test_the_oldest_make_room(self, cache):
+        found = made()
+        for i in range(MOST_FILES + 3):
+            remember(replace(self.SETTING, network=str(i)), found, found.method("lora"),
+                     tokens=1, peak_bytes=1, seconds=1.0)  # fmt: skip
+            newest = max(cache.iterdir(), key=lambda path: path.stat().st_mtime)
+            os.utime(newest, (i + 1, i + 1))
+        assert len(list(cache.iterdir())) == MOST_FILES
+        assert informed(found, replace(self.SETTING, network="0")) is found
+
+    def test_a_cache_that_cannot_be_written_costs_nothing_else(self, cache, capsys):
+        cache.write_text("a file where the folder should be")
+        self.seen(made())
+        assert "not remembered" in capsys.readouterr().err
 
 
 class TestMachine:

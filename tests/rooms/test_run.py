@@ -241,6 +241,19 @@ class TestBudget:
         assert self.auto(place, "text-freeze", trained("text-freeze").path) == before
         assert self.auto(place, "text-freeze", tmp_path / "new") == 512
 
+    def test_the_next_plan_says_what_the_run_took_and_is_right(self, place, trained):
+        evidence = trained("head-full").evidence
+        found = metier.plan(job(place, "head-full"))
+        method = found.method("full")
+        assert method.basis == "measured"
+        assert "full on 20" in found.notes[0]
+        used = next(phase.peak_memory_bytes for phase in evidence.cost.phases if phase.name == "train")
+        # The training phase ends a little later than its steps, with the best weights put back.
+        assert method.peak_bytes == pytest.approx(used, rel=0.1)
+        steps = [line for line in training.read_metrics(trained("head-full").path / "metrics.jsonl")][1:]
+        rates = [line["seconds"] / line["tokens"] for line in steps if line["kind"] == "step"]
+        assert min(rates) * found.tokens <= method.seconds <= max(rates) * found.tokens
+
     def test_what_the_recipe_says_is_not_touched(self, place, tmp_path):
         found = run.prepare(parse(job(place, "chat-lora", train={"micro_batch_tokens": 100})))
         assert settle(found, RunFolder(tmp_path / "new")) is found

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FEW_ROWS = 1_000
 """Below so many rows an adapter is the safer first try. Judgement, until a comparison replaces it."""
-NOTES = ("activations are counted on a few rows, as full fine-tuning keeps them; time is known once a run was seen",)
+NOTES = ("activations are counted on a few rows, as full fine-tuning keeps them; time a run or `--probe` tells",)
 BEGINNING_BYTES = 100_000_000
 """What adapting, the optimizer's code and the first step bring into the process."""
 LOOKED_AT = 4
