@@ -250,7 +250,7 @@ class TestBudget:
         used = next(phase.peak_memory_bytes for phase in evidence.cost.phases if phase.name == "train")
         # The training phase ends a little later than its steps, with the best weights put back.
         assert method.peak_bytes == pytest.approx(used, rel=0.1)
-        steps = [line for line in training.read_metrics(trained("head-full").path / "metrics.jsonl")][1:]
+        steps = training.read_metrics(trained("head-full").path / "metrics.jsonl")[1:]
         rates = [line["seconds"] / line["tokens"] for line in steps if line["kind"] == "step"]
         assert min(rates) * found.tokens <= method.seconds <= max(rates) * found.tokens
 
