@@ -217,6 +217,23 @@ class TestMemory:
         assert peak_memory(shape, moving, FP32, eager).logits == 12 * shape.vocabulary * 2048
         assert made().method("lora").memory.logits == 12 * 128256 * CHUNK
 
+    def test_a_lean_head_that_moves_makes_its_gradient_with_the_scores(self):
+        shape, work = bench.LLAMA_1B, Work(4096, logit_bytes=12, lean=True)
+        still, moves = (
+            peak_memory(shape, bench.full(shape), FP32, replace(work, head_moves=moves)) for moves in (False, True)
+        )
+        assert moves.logits - still.logits == 4 * shape.hidden * shape.vocabulary
+
+    def test_in_a_pack_a_token_meets_its_own_row(self):
+        rows = (10,) * 99 + (500,)
+        packed, padded = (
+            made(replace(bench.LLAMA_1B, gated=False, packs=packs), rows=rows, head="classifier").method("full")
+            for packs in (True, False)
+        )
+        met = (99 * 100 + 250_000) / (990 + 500)
+        grown = 12 * 32 * 16 * (500 - round(met)) * packed.micro_batch_tokens
+        assert padded.memory.activations - packed.memory.activations == pytest.approx(grown, rel=0.01)
+
     def test_nf4_keeps_embeddings_in_bf16(self):
         shape = bench.LLAMA2_7B
         linear = sum(x.inputs * x.outputs for x in shape.linears)
@@ -378,6 +395,24 @@ class TestWhatSavesMemory:
         assert not self.planned(between, activation_checkpointing="off").method("full").fits
         asked = self.planned(10**13, activation_checkpointing="on")
         assert all(method.checkpointing for method in asked.methods)
+
+    def test_why_is_said(self):
+        def said(memory=10**13, **train):
+            return next(n for n in self.planned(memory, **train).notes if n.startswith("with activation"))
+
+        assert said().endswith("do without it: it is not needed to fit")
+        assert said(2 * 10**10).endswith("all that is kept would not fit")
+        assert said(activation_checkpointing="on").endswith("train.activation_checkpointing is on")
+
+    def test_whether_compiling_would_pay(self):
+        def said(speed=None, **train):
+            found = made(job=recipe(train=train), flops_per_second=speed)
+            return next(note for note in found.notes if "train.compile" in note)
+
+        assert "would not pay" in said(1e15)
+        assert "--probe" in said(1e11)
+        assert "--probe" in said()
+        assert "is on" in said(1e15, compile=True)
 
     def test_unknown_memory_keeps_all(self):
         assert not self.planned(None).method("full").checkpointing

@@ -203,7 +203,7 @@ def plan(
         methods=methods,
         recommended=recommended,
         recommendation=why,
-        notes=_notes(steps, flops_per_second, methods),
+        notes=_notes(steps, flops_per_second, methods, own, recipe.train),
     )
 
 
@@ -379,7 +379,7 @@ def _budget(scene: _Scene, candidate: _Candidate) -> Budget:
 
 
 def _memory(scene: _Scene, candidate: _Candidate, tokens: int, *, checkpointing: bool) -> Memory:
-    work = scene.work_on(tokens, checkpointing=checkpointing)
+    work = replace(scene.work_on(tokens, checkpointing=checkpointing), head_moves=candidate.trains_head)
     if candidate.kind == "qlora":
         work = replace(work, logit_bytes=bytes_of.LOGIT_BYTES_EAGER)
     return with_overhead(bytes_of.peak_memory(scene.shape, candidate.moving, candidate.numbers, work), scene.machine)
@@ -405,7 +405,13 @@ def _share_of(peak_bytes: int, machine: Machine) -> float:
     return peak_bytes / machine.memory_bytes if machine.memory_bytes else 0.0
 
 
-def _notes(steps: int, flops_per_second: float | None, methods: Sequence[MethodPlan]) -> tuple[str, ...]:
+COMPILING_SECONDS = 300
+"""Shorter training gains nothing from torch's compiler, which takes some minutes itself. Judgement."""
+
+
+def _notes(
+    steps: int, flops_per_second: float | None, methods: Sequence[MethodPlan], own: MethodPlan, section: TrainSection
+) -> tuple[str, ...]:
     notes = ["memory is an estimate by formula, within 10 % for half of 58 published runs; a probe measures it"]
     if flops_per_second is None:
         notes.append("no times: the speed of this machine was not measured")
@@ -413,7 +419,8 @@ def _notes(steps: int, flops_per_second: float | None, methods: Sequence[MethodP
         notes.append(
             f"times are estimates: {UTILISATION:.0%} of the speed of a plain matrix product; without evaluation"
         )
-    notes.append(_said_of_checkpointing(methods))
+    notes.append(_said_of_checkpointing(methods, section))
+    notes.append(_said_of_compiling(own, section))
     if steps < 100:
         notes.append(f"{steps} optimizer steps are few: below 100 there are too few updates, 200 or more are better")
     if any(method.kind == "qlora" for method in methods):
@@ -421,11 +428,24 @@ def _notes(steps: int, flops_per_second: float | None, methods: Sequence[MethodP
     return tuple(notes)
 
 
-def _said_of_checkpointing(methods: Sequence[MethodPlan]) -> str:
-    """What computing activations again would take, and for which methods the figures do so."""
+def _said_of_compiling(own: MethodPlan, section: TrainSection) -> str:
+    """Whether torch's compiler would pay; only a probe knows what it gives."""
+    measures = "`--probe` with train.compile=true measures what it takes and gives"
+    if section.compile:
+        return f"train.compile is on, for some minutes before the first step; {measures}"
+    if own.seconds is not None and own.seconds < COMPILING_SECONDS:
+        return f"train.compile would not pay: it takes some minutes, and {own.kind} trains for {own.seconds:,.0f} s"
+    return f"train.compile is off: our own modules already join what it would join; {measures}"
+
+
+def _said_of_checkpointing(methods: Sequence[MethodPlan], section: TrainSection) -> str:
+    """What computing activations again would take, for which methods the figures do so, and why."""
     peaks = ", ".join(f"{m.kind} {m.checkpointed_bytes / 1e9:,.1f} GB" for m in methods if m.checkpointed_bytes)
     doing = ", ".join(m.kind for m in methods if m.checkpointing)
+    why = "all that is kept would not fit" if doing else "it is not needed to fit"
+    if section.activation_checkpointing != "auto":
+        why = f"train.activation_checkpointing is {section.activation_checkpointing}"
     return (
         f"with activation checkpointing, which takes about a third more time: {peaks}; "
-        f"the figures above {f'are so for {doing}' if doing else 'do without it'}"
+        f"the figures above {f'are so for {doing}' if doing else 'do without it'}: {why}"
     )
