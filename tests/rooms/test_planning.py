@@ -227,7 +227,7 @@ class TestMemory:
     def test_in_a_pack_a_token_meets_its_own_row(self):
         rows = (10,) * 99 + (500,)
         packed, padded = (
-            made(replace(bench.LLAMA_1B, gated=False, packs=packs), rows=rows, head="classifier").method("full")
+            made(replace(bench.LLAMA_1B, gated=False, packs=packs), rows=rows, head="classifier").method("lora")
             for packs in (True, False)
         )
         met = (99 * 100 + 250_000) / (990 + 500)
