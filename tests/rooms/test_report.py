@@ -9,12 +9,11 @@ import math
 import random
 import re
 import statistics
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import yaml
+from pages import CHROMIUM, Reader, browse
 
 from metier import report
 from metier.core.evidence import (
@@ -31,11 +30,11 @@ from metier.core.evidence import (
     Setting,
 )
 from metier.report import answers, charts, curves, figures, page, places
+from metier.report.experiment import forest, rates, told
 from metier.report.voice import Voice
 from metier.report.words import WORDS
 
 EN, ZH = Voice("en"), Voice("zh")
-CHROMIUM = Path("/usr/bin/chromium")
 RECIPE = "model:\n  base: demo:smollm2-135m\nmethod: lora\n"
 ENVIRONMENT = {"python": "3.11.2", "gpu": None, "packages": {"torch": "2.13.0"}}
 
@@ -588,35 +587,6 @@ CASES = {
 }
 
 
-class Reader(HTMLParser):
-    """Collects what a browser would act upon."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.attributes, self.text, self.open = [], [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += attributes
-        if tag not in {"meta", "link", "input", "img", "br"}:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += attributes
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-    @property
-    def words(self):
-        return " ".join(" ".join(self.text).split())
-
-
 def front_matter(folder):
     _, front, body = (folder / "README.md").read_text("utf-8").split("---\n", 2)
     return yaml.safe_load(front), body
@@ -732,10 +702,14 @@ def test_no_text_is_unused():
     room = Path(report.__file__).parent
     source = "".join(
         path.read_text("utf-8")
-        for path in [*room.glob("*.py"), *room.glob("templates/*.html")]
+        for path in [*room.rglob("*.py"), *room.glob("templates/*.html")]
         if path.name != "words.py"
     )
     built = {
+        *(f"stage_{stage}" for stage in rates.SHAPES),
+        *(f"pair_{verdict}" for verdict in forest.STYLES),
+        *told.GROUPS,
+        *(f"{name}_note" for name in told.GROUPS),
         *answers.GROUPS,
         *(f"{name}_note" for name in answers.GROUPS),
         "better",
@@ -1423,16 +1397,6 @@ def test_the_table_of_runs():
 
 
 # In a browser
-
-
-FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync --enable-logging=stderr --v=0 --window-size=420,2000 --dump-dom"
-
-
-def browse(tmp_path, path):
-    """The document as Chromium sees it, and what it wrote to its console."""
-    command = [str(CHROMIUM), *FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
 @pytest.mark.browser

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from metier.core.comparison import Comparison
 from metier.core.evidence import Evidence
 from metier.core.files import write_json, write_text
 from metier.report.verdict import verdict
@@ -21,7 +22,19 @@ from metier.report.words import Language
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Language", "Voice", "compare_table", "plain", "summary", "verdict", "write", "write_comparison"]
+__all__ = [
+    "Language",
+    "Voice",
+    "compare_table",
+    "experiment_table",
+    "experiment_verdict",
+    "plain",
+    "summary",
+    "verdict",
+    "write",
+    "write_comparison",
+    "write_experiment",
+]
 
 
 def write(
@@ -95,6 +108,47 @@ def write_comparison(
     path = folder / "comparison.html"
     write_text(path, comparison_page(evidences, links, verdict, Voice(language)))
     return path
+
+
+def write_experiment(
+    folder: Path, comparison: Comparison, language: Language = "en", *, environment: Mapping[str, Any] | None = None
+) -> Path:
+    """Write comparison.json and comparison.html: what an experiment with several ways to tune found.
+
+    Args:
+        folder: Where both are written.
+        comparison: All of it; without a verdict, its figures give one.
+        language: Of the page, and of the verdict that is made here.
+        environment: Versions and machine, as plain values.
+
+    Returns:
+        The path of comparison.html.
+
+    Raises:
+        StorageError: If the disk is full or the folder cannot be written.
+    """
+    from metier.report.experiment import View, experiment_page
+
+    told = comparison.verdict or experiment_verdict(comparison, language)
+    found = comparison.model_copy(update={"verdict": told})
+    page = experiment_page(View(found, Voice(language)), environment or {})
+    write_json(folder / "comparison.json", _json(found.model_dump()))
+    write_text(folder / "comparison.html", page)
+    return folder / "comparison.html"
+
+
+def experiment_verdict(comparison: Comparison, language: Language = "en") -> tuple[str, ...]:
+    """What an experiment found in three lines: the answer, the amounts, the conditions."""
+    from metier.report.experiment import View, finding
+
+    return finding(View(comparison, Voice(language)))
+
+
+def experiment_table(comparison: Comparison, language: Language = "en") -> Table:
+    """Base, cheap ways and arms as a rich table: figure, gain, what was kept, rate, cost."""
+    from metier.report.experiment import View, table
+
+    return table(View(comparison, Voice(language)))
 
 
 def summary(evidence: Evidence, language: Language = "en") -> str:

@@ -104,14 +104,15 @@ def _pair(answer: Answer, *, mark: bool) -> Pair:
     wanted = reference if mark else ""
     return Pair(
         answer=answer,
-        prompt=_text(visible(answer.prompt)),
-        reference=_text(reference),
-        before=None if answer.before is None else _text(visible(answer.before), wanted),
-        after=_text(visible(answer.after), wanted),
+        prompt=text_of(visible(answer.prompt)),
+        reference=text_of(reference),
+        before=None if answer.before is None else text_of(visible(answer.before), wanted),
+        after=text_of(visible(answer.after), wanted),
     )
 
 
-def _text(text: str, reference: str = "") -> Text:
+def text_of(text: str, reference: str = "") -> Text:
+    """A text as the page shows it, what differs from the reference marked where one is given."""
     if len(text) <= SHORT:
         return Text(marked(text, reference[:SHORT]), None, len(text))
     return Text(marked(text[:SHORT], reference[:SHORT]) + "…", text, len(text))

@@ -22,7 +22,14 @@ from metier.report.voice import Voice
 TEMPLATES = Path(__file__).parent / "templates"
 SHOWN_ANSWERS = 2
 """Rows of each group that stand open; the others are folded."""
-ICONS = {"better": "✓", "worse": "✕", "no clear change": "≈", "not compared": "–"}
+ICONS = {
+    "better": "✓",
+    "worse": "✕",
+    "no clear change": "≈",
+    "not compared": "–",
+    "equivalent": "=",
+    "inconclusive": "?",
+}
 """A sign for each verdict, so that colour is never alone."""
 _BEFORE_UNIT = re.compile(r"(?<=\d) (?=(%|[kMGT]?B|h|min|s|nats|points|个百分点|秒|分|小时)(?![A-Za-z]))")
 
@@ -66,7 +73,7 @@ def report_page(
     """The page of one run."""
     runs = [(voice.say("tuned"), evidence)]
     numbers = figures.answers_numbers(evidence)
-    return _render(
+    return render(
         "report.html",
         voice,
         numbers=numbers,
@@ -89,7 +96,7 @@ def report_page(
         total=_total(evidence),
         moved=moved_share(evidence),
         recipe=recipe_yaml,
-        environment={key: _plain(value) for key, value in environment.items()},
+        environment=plain_values(environment),
     )
 
 
@@ -98,7 +105,7 @@ def comparison_page(
 ) -> str:
     """The page that puts several runs side by side; `links` are the addresses of their reports by name."""
     numbers = figures.answers_numbers(runs[0][1])
-    return _render(
+    return render(
         "comparison.html",
         voice,
         runs=runs,
@@ -301,6 +308,11 @@ def lost_most(name: str, runs: Sequence[tuple[str, Evidence]]) -> tuple[int, boo
     return most, clearly_best(changes, higher_is_better=not measures[0].higher_is_better) == most
 
 
+def plain_values(environment: Mapping[str, Any]) -> dict[str, str]:
+    """Versions and machine, each as a text."""
+    return {key: _plain(value) for key, value in environment.items()}
+
+
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
@@ -310,7 +322,8 @@ def tight(text: str) -> str:
     return _BEFORE_UNIT.sub("\u00a0", text)
 
 
-def _render(template: str, voice: Voice, **values: Any) -> str:
+def render(template: str, voice: Voice, **values: Any) -> str:
+    """A template filled, with the style sheet inside and a policy that allows nothing else."""
     css = (TEMPLATES / "style.css").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
     return _environment(voice).get_template(template).render(css=Markup(css), css_hash=digest, v=voice, **values)  # noqa: S704 - our own file

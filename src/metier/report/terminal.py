@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from metier.core.evidence import Estimate, Evidence
 from metier.report import figures, page
 from metier.report.answers import visible
+from metier.report.plots import columns
 from metier.report.voice import Voice, plain
 
 if TYPE_CHECKING:
@@ -67,20 +67,15 @@ def compare_table(runs: Sequence[tuple[str, Evidence]], voice: Voice, measures: 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     """Rows as text in columns, the first to the left, numbers to the right, the last to the left."""
     shown = [[visible(cell) for cell in line] for line in lines]
-    widths = [max(_width(line[i]) for line in shown) for i in range(len(shown[0]))]
+    widths = [max(columns(line[i]) for line in shown) for i in range(len(shown[0]))]
     return [_aligned(line, widths) for line in shown]
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
     first, *middle, last = line
-    cells = [first + " " * (widths[0] - _width(first))]
-    cells += [" " * (width - _width(cell)) + cell for cell, width in zip(middle, widths[1:-1], strict=True)]
+    cells = [first + " " * (widths[0] - columns(first))]
+    cells += [" " * (width - columns(cell)) + cell for cell, width in zip(middle, widths[1:-1], strict=True)]
     return "  ".join([*cells, last]).rstrip()
-
-
-def _width(text: str) -> int:
-    """Columns on a terminal: wide characters take two. Source: Unicode Annex 11."""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def _change_text(change: Estimate, unit: str, voice: Voice) -> str:

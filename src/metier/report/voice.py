@@ -37,10 +37,14 @@ class Voice:
 
     def measure(self, measure: Measure) -> str:
         """What a reader calls a measure; the evidence's own title where there is no translation."""
+        return self.measure_title(measure.name, measure.title)
+
+    def measure_title(self, name: str, title: str) -> str:
+        """The same by the key and the title of a measure."""
         if self.language == "en":
-            return measure.title
+            return title
         # Titles of numbers first: what they drift from shares its name with the drift of embeddings.
-        return _value_title_zh(measure.title) or MEASURES_ZH.get(measure.name, measure.title)
+        return _value_title_zh(title) or MEASURES_ZH.get(name, title)
 
     def part(self, by: str) -> str:
         """What a reader calls a target or a grouping of rows."""
@@ -75,6 +79,10 @@ class Voice:
         """A difference, always with its sign; shares differ by percentage points."""
         text = _digits(value, unit, signed=True)
         return f"{text} {self.say('points')}" if unit == "share" else text
+
+    def distance(self, value: float, unit: str) -> str:
+        """A difference without its sign."""
+        return self.change(abs(value), unit).removeprefix("+")
 
     def interval(self, low: float, high: float, unit: str, *, signed: bool = False) -> str:
         """Both ends of an interval."""
