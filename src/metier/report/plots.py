@@ -35,6 +35,9 @@ COLUMN = 6.3
 """CSS pixels that a narrow character of a name takes, generously; a wide one takes two."""
 LONGEST = 26
 """Columns of a name; a longer one is cut, for the table has all of it."""
+Anchor = Literal["start", "middle", "end"]
+_ENDS: tuple[tuple[float, float, Anchor], ...] = ((0, 6, "start"), (100, -6, "end"), (50, 0, "middle"))
+"""Where a name could stand along a line across: percent, pixels from there, and its end that stands there."""
 _UP, _DOWN = 10.0, 4.0
 """How far a name reaches above and below its baseline, in CSS pixels."""
 _REACH = 6.0
@@ -159,7 +162,7 @@ class Spot:
     percent: float
     across: float
     down: float
-    anchor: Literal["start", "middle", "end"]
+    anchor: Anchor
     cost: float
 
 
@@ -331,12 +334,12 @@ def _around(at: Point) -> Iterator[Spot]:
 def _along(plot: Plot, rule: Rule) -> Iterator[Spot]:
     if rule.runs == "across":
         down = from_top(plot.y[0], rule.value, plot.height)
-        for place, (percent, shift, anchor) in enumerate(((0, 6, "start"), (100, -6, "end"), (50, 0, "middle"))):
-            yield Spot(percent, shift, down - 5, anchor, place)  # type: ignore[arg-type]
-            yield Spot(percent, shift, down + 14, anchor, place + 0.5)  # type: ignore[arg-type]
+        for place, (percent, shift, anchor) in enumerate(_ENDS):
+            yield Spot(percent, shift, down - 5, anchor, place)
+            yield Spot(percent, shift, down + 14, anchor, place + 0.5)
         return
     percent = plot.x[0].percent(rule.value)
-    for place, down in enumerate((plot.height - 7.0, 12.0, plot.height - 23.0, 28.0, plot.height / 2)):
+    for place, down in enumerate((plot.height - 7.0, 12.0, plot.height - 23.0, 28.0, plot.height / 2.0)):
         yield Spot(percent, 6, down, "start", place)
         yield Spot(percent, -6, down, "end", place + 0.5)
 

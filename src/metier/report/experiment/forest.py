@@ -12,7 +12,7 @@ from metier.core.comparison import Guard, Pair
 from metier.report import charts, plots
 from metier.report.answers import visible
 from metier.report.experiment.view import BASE, Row, Table, View, numbers
-from metier.report.words import GUARDS_ZH
+from metier.report.experiment_words import GUARDS_ZH
 
 STYLES = {"better": "good", "worse": "bad", "equivalent": "neutral", "inconclusive": "neutral"}
 """CSS class of a verdict."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from metier.core.comparison import Interference, Way
 from metier.report.answers import visible
 from metier.report.experiment.view import View
-from metier.report.words import WAYS_ZH
+from metier.report.experiment_words import WAYS_ZH
 
 LEVELS = 9
 """Strengths of colour that the style sheet has."""

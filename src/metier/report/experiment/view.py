@@ -10,10 +10,10 @@ from metier.core.comparison import Arm, Comparison, Pair
 from metier.core.evidence import Baseline, Estimate
 from metier.report.answers import visible
 from metier.report.charts import number
+from metier.report.experiment_words import ARMS_ZH
 from metier.report.figures import has_interval
 from metier.report.plots import MARKS
 from metier.report.voice import Voice
-from metier.report.words import ARMS_ZH
 
 BASE = "base"
 """The untuned model among the arms of a pair."""
