@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from metier import models
-from metier.adapt import adapt, load_adapter, lora, merged, save_adapter, wrapped_base
+from metier.adapt import adapt, beside, load_adapter, lora, merged, save_adapter, wrapped_base
 from metier.core import ModelError, RecipeError, StorageError
 from metier.data.records import Completion, Document, Labelled
 from metier.models import structure
@@ -296,6 +296,31 @@ def test_an_adapter_loads_in_plain_peft_with_the_same_bits(base, name, variant, 
     assert not ours.training
     assert torch.equal(logits(found, ours), tuned)
     assert theirs.peft_config["default"].base_model_name_or_path == "tiny"
+
+
+@every_name
+def test_adapters_beside_one_base_load_in_plain_peft_each_from_its_own_folder(base, name, tmp_path):
+    from peft import PeftModel
+
+    found = base(name)
+    shared = copy.deepcopy(found.model.module)
+    before = {path: tensor.clone() for path, tensor in shared.state_dict().items()}
+    moves = {path: p.requires_grad for path, p in shared.named_parameters()}
+    methods = {"lora": LORAS["lora"], "rslora": LoRAMethod(rank=2, variant="rslora"), "dora": LORAS["dora"]}
+    tuned = {}
+    for arm, method in methods.items():
+        torch.manual_seed(3)
+        module = beside(shared, method, head=found.head, base_name="tiny", new=found.new).module
+        step(found, module)
+        tuned[arm] = logits(found, module)
+        save_adapter(module, tmp_path / arm)
+    for method in (FullMethod(), FreezeMethod(blocks=1)):
+        step(found, beside(shared, method, head=found.head, new=found.new).module)
+    assert all(torch.equal(tensor, before[path]) for path, tensor in shared.state_dict().items())
+    assert {path: p.requires_grad for path, p in shared.named_parameters()} == moves
+    for arm, wanted in tuned.items():
+        theirs = PeftModel.from_pretrained(copy.deepcopy(found.model.module), str(tmp_path / arm))
+        assert torch.equal(logits(found, theirs), wanted)
 
 
 @pytest.mark.parametrize("name", ["llama", "roberta", "t5"])

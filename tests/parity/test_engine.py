@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from metier import models, tasks
-from metier.adapt import adapt, lean
+from metier.adapt import adapt, beside, in_one_pass, lean, why_apart
 from metier.data.records import Completion, Conversation, Labelled, Message
 from metier.models import lean as engine
 from metier.recipe import ChatTask, ClassifyTask, CompleteTask, FreezeMethod, LoRAMethod, ModelSection
@@ -438,6 +438,117 @@ def test_nothing_is_kept_where_the_first_block_moves_or_something_is_dropped(fol
     assert engine.trunk_depth(module) == 0
     gpt2 = models.load(ModelSection(base=str(folders["gpt2"])), head="causal").module
     assert engine.trunk_depth(adapt(gpt2, FreezeMethod(blocks=1), head="causal").module) == 0
+
+
+# ------------------------------------------------------------------------------------------------ several adapters
+
+
+def arms_on(found, methods, *, head, new=()):
+    """A network for each method, on one base; what they add is random."""
+    torch.manual_seed(2)
+    modules = [beside(found.module, method, head=head, new=new).module.double() for method in methods]
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if "lora_B" in name or "modules_to_save" in name:
+                nn.init.normal_(parameter, std=0.1)
+    return modules
+
+
+def in_passes(base, modules, named, store=None, mix_up=lambda numbers: numbers):
+    """Loss and gradients of every arm when all are trained in one pass; each arm has its task and rows by name."""
+    for module in modules:
+        module.zero_grad(set_to_none=True)
+    totals = [0.0] * len(modules)
+    with in_one_pass(base, modules, store) as (network, lanes):
+        network.train()
+        whole = tasks.joined([task.collate(rows) for _, task, rows in named])
+        numbers = [number for number, _, _ in named]
+        with lanes.laid(mix_up(numbers), whole.tokens, whole.rows):
+            nats = named[0][1].loss(network, whole.batch).total_B
+            nats.sum().backward()
+        for number, part in zip(numbers, nats.detach().split(list(whole.rows)), strict=True):
+            totals[number] += float(part.sum())
+    return [(total, gradients(module)) for total, module in zip(totals, modules, strict=True)]
+
+
+RANKS = (
+    LoRAMethod(rank=2),
+    LoRAMethod(rank=5, alpha=7, variant="rslora"),
+    LoRAMethod(rank=3, targets=("q_proj", "down_proj")),
+)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize("system", [False, True], ids=["plain", "system"])
+def test_adapters_in_one_pass_have_the_gradients_that_each_has_alone(folders, name, system):
+    found = exact(folders[name], ChatTask(), chats(system=system), head="causal")
+    task = found.plain.suited(found.module)
+    modules = arms_on(found, RANKS, head="causal")
+    rows = [found.examples, found.examples[2:5], found.examples[1:]]
+    wanted = [reference(module, found.plain, some) for module, some in zip(modules, rows, strict=True)]
+    named = [(number, task.suited(modules[number]), rows[number]) for number in (0, 1, 2)]
+    assert all(task.layout.packed and task.layout.shares for _, task, _ in named)
+    assert not why_apart(modules)
+    for one, other in zip(in_passes(found.module, modules, named), wanted, strict=True):
+        hold(one, other)
+    cut = [(0, named[0][1], rows[0][:3]), (0, named[0][1], rows[0][3:]), named[1], named[2]]
+    for one, other in zip(in_passes(found.module, modules, cut), wanted, strict=True):
+        hold(one, other)
+
+
+@pytest.mark.parametrize("name", tiny.ENCODERS)
+def test_encoders_with_heads_of_their_own_meet_in_one_pass(folders, name):
+    rows = [Labelled(f"r:{i}", ask, LABELS[i % 3]) for i, (ask, _) in enumerate(QUESTIONS)]
+    found = exact(folders[name], ClassifyTask(), rows, head="classifier")
+    task = found.plain.suited(found.module)
+    new = [name for name, _ in found.module.named_parameters() if name.startswith(("classifier", "bert.pooler"))]
+    modules = arms_on(found, (LoRAMethod(rank=2), LoRAMethod(rank=4)), head="classifier", new=new)
+    rows = [found.examples, found.examples[3:]]
+    wanted = [reference(module, found.plain, some) for module, some in zip(modules, rows, strict=True)]
+    assert any("modules_to_save" in path for path in wanted[0][1])
+    found_so = in_passes(found.module, modules, [(i, task.suited(modules[i]), rows[i]) for i in (0, 1)])
+    for one, other in zip(found_so, wanted, strict=True):
+        hold(one, other)
+
+
+def test_adapters_that_are_mixed_up_are_caught(folders):
+    """The test of the tests: rows that meet another arm's adapter do not pass."""
+    found = exact(folders["llama"], ChatTask(), chats(system=False), head="causal")
+    task = found.plain.suited(found.module)
+    modules = arms_on(found, (LoRAMethod(rank=2), LoRAMethod(rank=2)), head="causal")
+    wanted = [reference(module, found.plain, found.examples) for module in modules]
+    named = [(number, task, found.examples) for number in (0, 1)]
+    for one, other in zip(in_passes(found.module, modules, named), wanted, strict=True):
+        hold(one, other)
+    for one, other in zip(in_passes(found.module, modules, named, mix_up=lambda n: n[::-1]), wanted, strict=True):
+        with pytest.raises(AssertionError):
+            hold(one, other)
+    shifted = [(0, task, found.examples), (1, task, found.examples[:-1])]
+    short = in_passes(found.module, modules, shifted)
+    with pytest.raises(AssertionError):
+        hold(short[1], wanted[1])
+
+
+def test_what_stands_below_every_adapter_is_kept_for_all(folders):
+    found = exact(folders["llama"], ChatTask(), chats(system=True), head="causal")
+    last = found.module.config.num_hidden_layers - 1
+    methods = [LoRAMethod(rank=rank, targets=(f"layers.{last}.self_attn.q_proj",)) for rank in (2, 3)]
+    modules, store = arms_on(found, methods, head="causal"), engine.Store()
+    task = found.plain.suited(found.module).suited(modules[0])
+    wanted = [reference(module, found.plain, found.examples) for module in modules]
+    named = [(number, task, found.examples) for number in (0, 1)]
+    for served in (0, 2):
+        for one, other in zip(in_passes(found.module, modules, named, store), wanted, strict=True):
+            hold(one, other)
+        assert store.served == served * sum(map(task.size, found.examples))
+
+
+def test_layers_that_are_not_plain_linear_ones_keep_adapters_apart(folders):
+    rows = [Completion(f"r:{i}", ask, reply) for i, (ask, reply) in enumerate(QUESTIONS)]
+    found = exact(folders["gpt2"], CompleteTask(), rows, head="causal")
+    assert "c_attn has more than" in why_apart(arms_on(found, [LoRAMethod(rank=2)], head="causal"))
+    found = exact(folders["llama"], ChatTask(), chats(system=False), head="causal")
+    assert "q_proj has more than" in why_apart(arms_on(found, [LoRAMethod(rank=2, variant="dora")], head="causal"))
 
 
 # ------------------------------------------------------------------------------------------------ the real model

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, assert_never
 
 from metier.adapt import freeze, full, lora
+from metier.adapt.abreast import Lanes, in_one_pass, own_what_moves, twin, why_apart
 from metier.adapt.adapted import Adapted
 from metier.adapt.lean import lean
 from metier.adapt.lora import load_adapter, merged, save_adapter, shape_of_linears
@@ -20,13 +21,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adapted",
+    "Lanes",
     "adapt",
+    "beside",
+    "in_one_pass",
     "lean",
     "load_adapter",
     "merged",
     "output_layer",
     "save_adapter",
     "shape_of_linears",
+    "why_apart",
     "wrapped_base",
 ]
 
@@ -60,3 +65,30 @@ def adapt(
             return lora.adapt(module, method, head=head, base_name=base_name, new=new)
         case _:
             assert_never(method)
+
+
+def beside(
+    module: nn.Module,
+    method: MethodSection,
+    *,
+    head: str | None = None,
+    base_name: str = "",
+    new: Sequence[str] = (),
+) -> Adapted:
+    """Prepare a network of its own for `method`, beside `module`, which keeps every bit and may serve others.
+
+    What stays is shared with `module` and costs no memory; what moves is a copy.
+
+    Args:
+        module: Any network, where it will train and in the format in which its weights rest.
+        method: Which parameters move.
+        head: As for `adapt`.
+        base_name: As for `adapt`.
+        new: As for `adapt`.
+
+    Raises:
+        RecipeError: If the method does not fit the network.
+    """
+    adapted = adapt(twin(module), method, head=head, base_name=base_name, new=new)
+    own_what_moves(adapted.module, module)
+    return adapted

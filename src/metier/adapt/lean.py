@@ -1,12 +1,12 @@
 """LoRA layers while they train: one pass over the inputs and outputs where peft makes several.
 
-Shapes: T tokens, I inputs, O outputs, R rank.
+Shapes: T tokens, t tokens of one update, I inputs, O outputs, R rank.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from metier.models.lean import Pointwise, Store, agree, remembered, swapped, working
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 MERGE_FROM = 0.5
 """Tokens beside inputs x outputs / (inputs + outputs) from which adding the update to the weight costs less than adding
@@ -58,52 +58,93 @@ class LoRALinear(nn.Module):
 
     def forward(self, given: Tensor) -> Tensor:
         """The layer's answer."""
-        down, up = (layers[self._adapter].weight for layers in (self.lora_A, self.lora_B))
-        dtype = working(given)
-        answer: Tensor = _LoRA.apply(  # type: ignore[no-untyped-call]
-            given.to(dtype), self.base_layer.weight.to(dtype), self.base_layer.bias, down, up, self._scaling
-        )
-        return answer
+        down, up = (layers[self._adapter].get_parameter("weight") for layers in (self.lora_A, self.lora_B))
+        whole = Update(0, given.shape[:-1].numel(), self._scaling, down, up)
+        return updated(self.base_layer, given, (whole,))
+
+
+class Update(NamedTuple):
+    """A low-rank update of a layer, and the tokens that meet it.
+
+    Attributes:
+        start: First token.
+        end: One past the last token.
+        scaling: Factor of the update.
+        a_RI: What makes an input small.
+        b_OR: What makes it an output again.
+    """
+
+    start: int
+    end: int
+    scaling: float
+    a_RI: Tensor
+    b_OR: Tensor
+
+
+def updated(layer: nn.Linear, given: Tensor, updates: Sequence[Update]) -> Tensor:
+    """What a frozen linear layer answers, shape (..., O), where each update is added for its own tokens."""
+    dtype = working(given)
+    parts = tuple(update[:3] for update in updates)
+    factors = (factor for update in updates for factor in update[3:])
+    answer: Tensor = _LoRA.apply(  # type: ignore[no-untyped-call]
+        given.to(dtype), layer.weight.to(dtype), layer.bias, parts, *factors
+    )
+    return answer
 
 
 class _LoRA(torch.autograd.Function):
-    """The gradient of the update alone; the frozen weight has none, and the input only where something below moves."""
+    """The gradient of the updates alone; the frozen weight has none, and the input only where something below moves."""
 
     @staticmethod
     def forward(
-        ctx: Any, given: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scaling: float
+        ctx: Any,
+        given: Tensor,
+        weight_OI: Tensor,
+        bias_O: Tensor | None,
+        parts: Sequence[tuple[int, int, float]],
+        *factors: Tensor,
     ) -> Tensor:
         x_TI, dtype = given.reshape(-1, given.shape[-1]), given.dtype
+        # With one update for all, adding it to the weight may cost less.
+        merges = len(parts) == 1 and parts[0][:2] == (0, len(x_TI)) and _merges(len(x_TI), weight_OI)
+        inners = []
         with torch.autocast(given.device.type, enabled=False):
-            a, b = a_RI.to(dtype), b_OR.to(dtype)
             bias = None if bias_O is None else bias_O.to(dtype)
-            inner_TR = x_TI @ a.T
-            merges = _merges(len(x_TI), weight_OI)
-            if merges:
-                answer_TO = F.linear(x_TI, torch.addmm(weight_OI, b, a, alpha=scaling), bias)
-            else:
-                answer_TO = F.linear(x_TI, weight_OI, bias).addmm_(inner_TR, b.T, alpha=scaling)
-        ctx.save_for_backward(x_TI, inner_TR, weight_OI, a_RI, b_OR)
-        ctx.scaling, ctx.shape, ctx.merges = scaling, given.shape, merges
-        return answer_TO.view(*given.shape[:-1], -1)
+            answer_TO = None if merges else F.linear(x_TI, weight_OI, bias)
+            for (start, end, scaling), a_RI, b_OR in zip(parts, factors[::2], factors[1::2], strict=True):
+                a, b = a_RI.to(dtype), b_OR.to(dtype)
+                inners.append(x_TI[start:end] @ a.T)
+                if answer_TO is None:
+                    answer_TO = F.linear(x_TI, torch.addmm(weight_OI, b, a, alpha=scaling), bias)
+                else:
+                    answer_TO[start:end].addmm_(inners[-1], b.T, alpha=scaling)
+        ctx.save_for_backward(x_TI, weight_OI, *inners, *factors)
+        ctx.parts, ctx.shape, ctx.merges = parts, given.shape, merges
+        return answer_TO.view(*given.shape[:-1], -1)  # type: ignore[union-attr]
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x_TI, inner_TR, weight_OI, a_RI, b_OR = ctx.saved_tensors
+        x_TI, weight_OI, *kept = ctx.saved_tensors
+        inners, factors = kept[: len(ctx.parts)], kept[len(ctx.parts) :]
         slope_TO = slope.reshape(-1, slope.shape[-1])
-        a, b = a_RI.to(x_TI.dtype), b_OR.to(x_TI.dtype)
-        # Thin products go through the transposed one that matrix libraries do several times faster.
-        through_TR = (slope_TO @ b.T.contiguous().T).mul_(ctx.scaling)
-        of_b = (inner_TR.T @ slope_TO).mul_(ctx.scaling).T.to(b_OR.dtype)
-        of_a = (through_TR.T @ x_TI).to(a_RI.dtype)
-        of_x = None
-        if ctx.needs_input_grad[0]:
-            if ctx.merges:
-                of_x = slope_TO @ torch.addmm(weight_OI, b, a, alpha=ctx.scaling)
-            else:
-                of_x = (slope_TO @ weight_OI).addmm_(through_TR, a)
-            of_x = of_x.view(ctx.shape)
-        return of_x, None, None, of_a, of_b, None
+        of_x = slope_TO @ weight_OI if ctx.needs_input_grad[0] and not ctx.merges else None
+        of_factors = []
+        for (start, end, scaling), inner_tR, a_RI, b_OR in zip(
+            ctx.parts, inners, factors[::2], factors[1::2], strict=True
+        ):
+            x_tI, slope_tO = x_TI[start:end], slope_TO[start:end]
+            a, b = a_RI.to(x_TI.dtype), b_OR.to(x_TI.dtype)
+            # Thin products go through the transposed one that matrix libraries do several times faster.
+            through_tR = (slope_tO @ b.T.contiguous().T).mul_(scaling)
+            of_factors += [
+                (through_tR.T @ x_tI).to(a_RI.dtype),
+                (inner_tR.T @ slope_tO).mul_(scaling).T.to(b_OR.dtype),
+            ]
+            if of_x is not None:
+                of_x[start:end].addmm_(through_tR, a)
+            elif ctx.needs_input_grad[0]:
+                of_x = slope_TO @ torch.addmm(weight_OI, b, a, alpha=scaling)
+        return None if of_x is None else of_x.view(ctx.shape), None, None, None, *of_factors
 
 
 def _merges(tokens: int, weight_OI: Tensor) -> bool:
@@ -120,7 +161,7 @@ class LoRALayers:
 
     def __call__(self, module: Any) -> nn.Module | None:
         """What stands for a module, or None."""
-        if not hasattr(module, "lora_A") or not _is_plain(module):
+        if not hasattr(module, "lora_A") or not is_plain(module):
             return None
         (name,) = module.lora_A.keys()
         made = LoRALinear(module.base_layer, module.lora_A, module.lora_B, float(module.scaling[name]))
@@ -129,7 +170,7 @@ class LoRALayers:
         return made if self._fits else None
 
 
-def _is_plain(layer: Any) -> bool:
+def is_plain(layer: Any) -> bool:
     """Whether a peft layer is one undropped adapter on a frozen linear layer."""
     from peft.tuners.lora import Linear
 

@@ -126,9 +126,12 @@ def load_adapter(module: nn.Module, folder: Path) -> nn.Module:
 
 
 def merged(module: nn.Module) -> nn.Module:
-    """The base with the update added to its weights; the wrapped network must not be used afterwards."""
+    """The base with the update added to its weights; the wrapped network must not be used afterwards.
+
+    Sums are new tensors: a base whose memory others share keeps its bits.
+    """
     wrapped: Any = module
-    result: nn.Module = wrapped.merge_and_unload()
+    result: nn.Module = wrapped.merge_and_unload(safe_merge=True)
     return result
 
 

@@ -18,6 +18,7 @@ from metier.recipe import ChatTask, ClassifyTask, CompleteTask
 from metier.tasks.chat import Chat
 from metier.tasks.classify import ClassifyByHead, ClassifyByWords
 from metier.tasks.complete import Complete, middle_ids
+from metier.tasks.joining import Joined, joined, why_apart
 from metier.tasks.own import build as build_own
 from metier.tasks.protocol import Answering, Shown, Task, TextTask
 from metier.tasks.reading import reading
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answering",
+    "Joined",
     "Shown",
     "Task",
     "TextTask",
@@ -44,6 +46,7 @@ __all__ = [
     "build",
     "build_own",
     "head_for",
+    "joined",
     "predict",
     "reading",
     "rehearse",
@@ -52,6 +55,7 @@ __all__ = [
     "sizes",
     "targets",
     "to_device",
+    "why_apart",
 ]
 
 

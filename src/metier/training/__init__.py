@@ -1,6 +1,7 @@
 """How weights move: one loop for every task and every model."""
 
 from metier.training import checkpoint
+from metier.training.arms import Arm, Trained, abreast
 from metier.training.compiling import check_compiler, compiled
 from metier.training.course import Outcome, Places, read_metrics, run
 from metier.training.loop import fit, train_step
@@ -10,9 +11,12 @@ from metier.training.recomputing import recomputing
 
 __all__ = [
     "PURE_BF16_NOTE",
+    "Arm",
     "Outcome",
     "Places",
     "Precision",
+    "Trained",
+    "abreast",
     "build_optimizer",
     "build_schedule",
     "check_compiler",

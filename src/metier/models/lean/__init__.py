@@ -10,7 +10,7 @@ from metier.models.lean.layout import PADDED, Layout, at_first_tokens, hidden_st
 from metier.models.lean.numbers import exact, working
 from metier.models.lean.pack import LEAST_SHARED, Node, Pack, Packed, in_order, lay
 from metier.models.lean.swap import Pointwise, agree, swapped
-from metier.models.lean.trunk import Store, remembered, trunk_depth
+from metier.models.lean.trunk import Store, drops, remembered, trunk_depth
 from metier.models.structure import output_layer
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "agree",
     "at_first_tokens",
     "cross_entropy",
+    "drops",
     "exact",
     "hidden_states",
     "in_order",

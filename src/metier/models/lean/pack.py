@@ -58,6 +58,15 @@ class Pack:
         """The pack that a mask stands for."""
         return cls(tuple(Node(*row) for row in mask[0, 0].tolist()))
 
+    @classmethod
+    def joined(cls, packs: Sequence[Pack]) -> Pack:
+        """Packs one after the other, of which none sees another."""
+        nodes: list[Node] = []
+        for pack in packs:
+            first = nodes[-1].end if nodes else 0
+            nodes += [Node(n.start + first, n.end + first, n.reach + first, n.depth, n.row) for n in pack.nodes]
+        return cls(tuple(nodes))
+
     def mask(self) -> Tensor:
         """The pack as an attention mask, shape (1, 1, S, 5), int64."""
         return torch.tensor([[list(self.nodes)]], dtype=torch.int64)
