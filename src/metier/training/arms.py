@@ -90,9 +90,10 @@ def abreast(
 
     One pass takes LoRA without dropout on networks that read packs. The frozen forward and backward then serve all
     arms, whose rows stand one after the other, up to the smallest token budget among them: a budget that holds one
-    arm's step alone joins nothing. That pays where one arm's step does not fill the device. On a CPU every step does,
-    and arms run one after the other: any method, any network. They share what stands below everything that moves,
-    which is computed once for each row by itself, so that it has the same bits whoever comes first.
+    arm's step alone joins nothing. That pays where one arm's step does not fill the device. On a CPU small steps gain
+    a tenth (bench/results/abreast.md), and arms run one after the other: any method, any network. They share what
+    stands below everything that moves, which is computed once for each row by itself, so that it has the same bits
+    whoever comes first.
 
     Args:
         model: The base; it is moved to its device, and else left as it is. A new head begins alike in every arm.
