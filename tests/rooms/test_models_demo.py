@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 import tiny
@@ -107,9 +106,7 @@ def test_two_processes_convert_at_once_and_both_get_the_model(cache):
 def test_the_conversion_is_what_transformers_reads_from_the_gguf_file(capfd):
     source = demo.packaged_file()
     demo.folder()
-    started = time.perf_counter()
     ours = models.load(SECTION, head="causal")
-    assert time.perf_counter() - started < 10
     capfd.readouterr()
     theirs = models.load(ModelSection(base=str(source)), head="causal")
     assert capfd.readouterr() == ("", "")

@@ -7,6 +7,7 @@ named SmolLM, trained by Hugging Face").
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import re
@@ -80,7 +81,18 @@ def folder() -> Path:
 
 def configuration() -> LlamaConfig:
     """The model's configuration, from the GGUF header alone."""
-    return _configuration(gguf_file.read(packaged_file(), extra="demo"))
+    return _configuration(_header(packaged_file()))
+
+
+def packaged_tokenizer() -> PreTrainedTokenizerBase:
+    """The model's tokenizer, from the GGUF header alone."""
+    return tokenizer(_header(packaged_file()).metadata)
+
+
+@functools.cache
+def _header(source: Path) -> gguf_file.Header:
+    # A hundred thousand words and merges take most of a second to read, and a run asks four times.
+    return gguf_file.read(source, extra="demo")
 
 
 def packaged_file() -> Path:

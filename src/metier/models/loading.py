@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from metier.core import Fault, MetierError, ModelError, UnsafeError, log, rng
-from metier.models import demo, gguf_file
+from metier.models import demo
 from metier.models.configuration import LOADING_FAULTS, auto_class, cannot_build, configuration_at, read
 from metier.models.identity import fingerprint
 from metier.models.model import Head, Lineage, Model
@@ -81,10 +81,7 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     """
     with quiet():
         source, config = read(section)
-        if source is None:
-            tokenizer = demo.tokenizer(gguf_file.read(demo.packaged_file(), extra="demo").metadata)
-        else:
-            tokenizer = _tokenizer(source, section)
+        tokenizer = demo.packaged_tokenizer() if source is None else _tokenizer(source, section)
         _complete_tokenizer(tokenizer, config, section.base, say=None)
     return tokenizer
 
