@@ -18,15 +18,19 @@ from metier.core.log import event, note
 from metier.core.log import progress as bar
 from metier.core.meter import peak_memory_bytes
 from metier.core.rng import derive, seed_everything
+from metier.tasks import score
 from metier.training import batches, checkpoint
 from metier.training.checkpoint import Progress
 from metier.training.loop import fit
 from metier.training.optim import build_optimizer, build_schedule
+from metier.training.suspects import Suspects
+from metier.training.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
 
     from metier.recipe import TrainSection
     from metier.tasks import Task
@@ -48,6 +52,11 @@ class Places:
     checkpoints: Path
     keep: int
     minutes: float
+
+    @property
+    def suspects(self) -> Path:
+        """Folder for the rows of steps that went wrong."""
+        return self.metrics.with_name("suspects")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +109,8 @@ def run(
             best step may be none.
 
     Raises:
-        DivergedError: If loss or gradient stop being numbers; the last checkpoint stays.
+        DivergedError: If loss or gradient stop being numbers, or the loss rises because the weights are ruined; the
+            last checkpoint and the best weights stay, and the rows of the step are kept.
         InterruptedRunError: After SIGINT or SIGTERM, once everything is saved.
         StorageError: If the disk is full.
     """
@@ -114,11 +124,30 @@ def run(
         places=places,
     )
     course.begin(keep_start=keep_start)
-    taken = fit(
-        module, task, examples, course.steps(), course.optimizer, course.schedule, precision=precision, section=section
+    watch = course.watch(lambda rows: _mean(module, task, rows))
+    suspects = Suspects(
+        module, task, examples, places.suspects, places.checkpoints, learning_rate=learning_rate, total=course.total
     )
-    with signals() as interrupted, heap.kept(), bar("training", course.total, course.taken) as show:
+    taken = fit(
+        module,
+        task,
+        examples,
+        suspects.following(course.steps()),
+        course.optimizer,
+        course.schedule,
+        precision=precision,
+        section=section,
+        watch=watch,
+    )
+    with (
+        signals() as interrupted,
+        heap.kept(),
+        suspects.explained(),
+        bar("training", course.total, course.taken) as show,
+    ):
         for record in taken:
+            if watch.spiked:
+                suspects.note(record)
             course.after_step(record)
             show(record.step, course.line(record))
             if interrupted():
@@ -188,6 +217,15 @@ class Course:
         """The steps that are still to be taken."""
         return batches.steps(self._rows, self._section, first=self.taken + 1, last=self.total)
 
+    def watch(self, score: Callable[[Sequence[Any]], float]) -> Watch:
+        """What looks at each loss before its step is taken, knowing those of earlier steps.
+
+        Args:
+            score: Takes the mean loss of some examples with the weights as they are.
+        """
+        before = [float(line["loss"]) for line in read_metrics(self._places.metrics) if line["kind"] == "step"]
+        return Watch(self._log.first_validation(), score, before=before)
+
     def begin(self, *, keep_start: bool = False) -> None:
         """Restore the newest checkpoint, or take the first validation loss."""
         found = checkpoint.load_newest(self._places.checkpoints, self._module, self.optimizer, self.schedule)
@@ -219,6 +257,7 @@ class Course:
             better = loss < state.best_loss
             self._log.validation(record.step, record.epoch, loss, best=better)
             if better:
+                self._check_sound(record.step)
                 checkpoint.save_weights(self._module, self._best)
                 state = replace(state, best_step=record.step, best_loss=loss, stale=0)
             else:
@@ -233,7 +272,8 @@ class Course:
         )
 
     def save(self) -> None:
-        """Commit a checkpoint."""
+        """Commit a checkpoint, of finite numbers only."""
+        self._check_sound(self.taken)
         checkpoint.save(
             self._places.checkpoints,
             self._module,
@@ -243,6 +283,19 @@ class Course:
             keep=self._places.keep,
         )
         self._saved_at = time.monotonic()
+
+    def _check_sound(self, step: int) -> None:
+        """Refuse to save what is no number.
+
+        Raises:
+            DivergedError: If a weight or a moment of the optimizer is not finite.
+        """
+        if found := unsound(self._module, self.optimizer):
+            raise DivergedError(
+                f"{found} is not finite after step {step}",
+                where="training, before saving; what was saved before is intact",
+                hint="lower train.learning_rate to a third",
+            )
 
     def save_if_due(self) -> None:
         """Commit a checkpoint when the last one is old enough."""
@@ -354,6 +407,27 @@ def signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def unsound(module: nn.Module, optimizer: Optimizer) -> str | None:
+    """Name of a moving weight, or of a moment of the optimizer, that is not finite; None where all are."""
+    for name, tensor in checkpoint.moving_weights(module).items():
+        if not _finite(tensor):
+            return name
+    for state in optimizer.state.values():
+        for name, value in state.items():
+            if hasattr(value, "isfinite") and not _finite(value):
+                return f"the optimizer's {name}"
+    return None
+
+
+def _finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+
+
+def _mean(module: nn.Module, task: Task[Any], rows: Sequence[Any]) -> float:
+    loss = score(task, module, rows)
+    return float(loss.total_B.sum() / loss.weight_B.sum())
 
 
 def _check_space(module: nn.Module, places: Places) -> None:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
+UNTOUCHED = "training, before the optimizer step; the weights are unchanged"
+"""Where a step is refused that has moved nothing."""
+
 
 def step_in_backward(summed: Tensor, optimizer: Optimizer, weight: float) -> float:
     """Run the last backward pass of a step, and take the step on the way.

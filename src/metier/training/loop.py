@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import math
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,10 +19,10 @@ from torch.nn.utils import get_total_norm
 from metier.core import DataError, DivergedError, RecipeError, StepRecord
 from metier.core.log import warn
 from metier.tasks import to_device
-from metier.training.early import is_memory, step_in_backward
+from metier.training.early import UNTOUCHED, is_memory, step_in_backward
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import Tensor, nn
     from torch.optim import Optimizer
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from metier.tasks import Task
     from metier.training.batches import Step
     from metier.training.precision import Precision
+    from metier.training.watch import Watch
 
 
 def fit(
@@ -44,6 +46,7 @@ def fit(
     *,
     precision: Precision,
     section: TrainSection,
+    watch: Watch | None = None,
 ) -> Iterator[StepRecord]:
     """Train until the steps end, yielding a record after each.
 
@@ -51,7 +54,7 @@ def fit(
     own `for record in fit(...)`; there are no callbacks to register.
 
     Raises:
-        DivergedError: If the gradient is not finite.
+        DivergedError: If loss or gradient are not finite, or the watch sees the weights ruined.
         RecipeError: If not even one example at a time fits in memory.
     """
     most_tokens = section.token_budget
@@ -72,6 +75,7 @@ def fit(
                     precision=precision,
                     max_grad_norm=section.max_grad_norm,
                     during_backward=section.optimizer.during_backward,
+                    check=None if watch is None else partial(watch.check, rows=rows),
                 )
             except (MemoryError, RuntimeError) as error:
                 most_tokens = less(error, [task.read([rows[i] for i in cut]) for cut in cuts], len(rows))
@@ -123,6 +127,7 @@ def train_step(
     precision: Precision,
     max_grad_norm: float | None,
     during_backward: bool = False,
+    check: Callable[[float], None] | None = None,
 ) -> tuple[float, float, float]:
     """Take one optimizer step on one batch, given as micro-batches.
 
@@ -135,6 +140,7 @@ def train_step(
         max_grad_norm: Longer gradients are scaled down to this norm; None never does.
         during_backward: Whether each parameter moves inside the last backward pass, as soon as its gradient is whole;
             there is no clipping then.
+        check: Sees the finite mean loss before anything moves, and may raise.
 
     Returns:
         Mean loss per scored element, norm of the mean gradient before clipping, scored elements.
@@ -158,8 +164,12 @@ def train_step(
         if early:
             mean = _mean(total, weight, task)
             _check_finite(mean, 0.0, weight, task)
+            if check is not None:
+                check(mean)
             return mean, step_in_backward(summed, optimizer, weight), weight
     mean, grad_norm = checked(optimizer, total, weight, task)
+    if check is not None:
+        check(mean)
     move(optimizer, weight, grad_norm, max_grad_norm)
     return mean, grad_norm, weight
 
@@ -209,7 +219,7 @@ def _mean(total: float, weight: float, task: Task[Any]) -> float:
     if not weight:
         raise DataError(
             f"no {task.unit} of these rows is learnt, so the step has no gradient",
-            where="training, before the optimizer step; the weights are unchanged",
+            where=UNTOUCHED,
             hint="look for rows without targets with `metier check`, or raise train.batch_size",
         )
     return total / weight
@@ -219,6 +229,6 @@ def _check_finite(mean: float, grad_norm: float, weight: float, task: Task[Any])
     if not (math.isfinite(mean) and math.isfinite(grad_norm)):
         raise DivergedError(
             f"loss {mean:g}, gradient norm {grad_norm:g} over {weight:g} {task.unit}s",
-            where="training, before the optimizer step; the weights are unchanged",
+            where=UNTOUCHED,
             hint="lower train.learning_rate to a third, or look for broken rows with `metier check`",
         )
