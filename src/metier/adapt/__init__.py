@@ -24,6 +24,7 @@ __all__ = [
     "Lanes",
     "adapt",
     "beside",
+    "check",
     "in_one_pass",
     "lean",
     "load_adapter",
@@ -92,3 +93,24 @@ def beside(
     adapted = adapt(twin(module), method, head=head, base_name=base_name, new=new)
     own_what_moves(adapted.module, module)
     return adapted
+
+
+def check(module: nn.Module, method: MethodSection) -> None:
+    """Refuse a method that does not fit a network, before there are weights; the network is of no further use.
+
+    Args:
+        module: The network, which needs no storage.
+        method: Which parameters would move.
+
+    Raises:
+        RecipeError: If a layer is not there, a rank is too large, or there are too few blocks.
+    """
+    match method:
+        case FullMethod():
+            pass
+        case FreezeMethod():
+            freeze.adapt(module, method)
+        case LoRAMethod():
+            lora.check(module, method)
+        case _:
+            assert_never(method)

@@ -74,6 +74,21 @@ def adapt(
     return finish(wrapped, f"{title}, rank {method.rank}, alpha {method.alpha:g}, {said}")
 
 
+def check(module: nn.Module, method: LoRAMethod) -> None:
+    """Refuse targets that are not there, and a rank that no layer can have.
+
+    Raises:
+        RecipeError: With everything that does not fit.
+    """
+    sides = [min(linear.inputs, linear.outputs) for linear in shape_of_linears(module, method.targets)]
+    if sides and method.rank > max(sides):
+        raise RecipeError(
+            f"rank {method.rank} is more than the {max(sides)} that the largest layer can have",
+            where="method.rank",
+            hint=f"choose less than {max(sides)}; 8 to 64 is usual, and beyond that method=full learns more",
+        )
+
+
 def _nothing_to_adapt(method: LoRAMethod, whole: Sequence[str]) -> RecipeError:
     if method.targets != "auto":
         what = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -284,3 +284,20 @@ def personal_data(sides: Sequence[Side], section: DataSection, faults: Faults) -
             faults.add(found.kind, found.samples[0].partition(" (")[0], said, hint)
         notes.append(f"The rows hold {said}.")
     return notes if section.personal_data == "warn" else []
+
+
+def without_personal_data(sides: Mapping[str, Side], faults: Faults) -> tuple[dict[str, Side], list[str]]:
+    """The splits without the rows that hold any, and how many these were; a split that loses all is a fault."""
+    kept, notes = dict[str, Side](), list[str]()
+    for name, side in sides.items():
+        places = [place for place, row in enumerate(side.records) if not personal.holds(row)]
+        gone = len(side.records) - len(places)
+        kept[name] = Side(name, side.file, pick(side.records, places)) if gone else side
+        if gone:
+            said = f"{count(gone, 'row')} of {len(side.records):,} in {name} with personal data"
+            notes.append(f"{said} are left out, as data.personal_data=drop says." if places else f"{said}.")
+        if not places:
+            faults.add(
+                "no rows", side.file, f"no {name} row is without personal data", "set data.personal_data to warn"
+            )
+    return kept, notes

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from metier.data.content import texts
-from metier.data.faults import count, listed, nearest
+from metier.data.faults import Faults, count, listed, nearest
 from metier.data.files import Table
 from metier.data.formats import Shape, structure
 from metier.data.lines import Row
@@ -101,7 +101,7 @@ class _Reader:
         return MappingProxyType(extras) if extras else NOTHING
 
 
-def records(table: Table, shape: Shape, *, keep: str | None = None) -> tuple[Records, list[str]]:
+def records(table: Table, shape: Shape, *, keep: str | None = None, strict: bool = False) -> tuple[Records, list[str]]:
     """The records of a table and what the user should know; what is wrong is added to the table's faults.
 
     Every row is converted once, to be checked; the records of the first rows, up to a fixed size, are kept, those of
@@ -111,6 +111,7 @@ def records(table: Table, shape: Shape, *, keep: str | None = None) -> tuple[Rec
         table: The rows.
         shape: Their format.
         keep: A column that goes to the extras even if the format uses it.
+        strict: Whether what is unusual is refused as well.
     """
     convert = CONVERTERS[shape.format]
 
@@ -133,7 +134,11 @@ def records(table: Table, shape: Shape, *, keep: str | None = None) -> tuple[Rec
             room -= RECORD_CHARACTERS + sum(map(len, texts(record)))
             if room > 0:
                 kept[place] = record
-    notes = _dropped(table, dropped) + turns.notes(table.file)
+    notes = _dropped(table, dropped, at_most=0.0 if strict else DROPPED_AT_MOST)
+    if strict:
+        turns.refuse(table.faults)
+    else:
+        notes += turns.notes(table.file)
     return Records(lambda place: kept.get(place) or made(table.rows[place]), good), notes
 
 
@@ -325,14 +330,15 @@ def _check_turns(turns: Sequence[Message]) -> None:
         raise NothingToLearnError("no last reply", f"ends with a {roles[-1]} turn")
 
 
-def _dropped(table: Table, dropped: Sequence[int]) -> list[str]:
+def _dropped(table: Table, dropped: Sequence[int], *, at_most: float) -> list[str]:
     """A note on rows without a last reply, or a fault where they are many."""
     if not dropped:
         return []
     places = ", ".join(map(str, dropped[:5])) + (f" and {len(dropped) - 5} more" if len(dropped) > 5 else "")
     said = f"{count(len(dropped), 'row')} of {len(table.rows):,} end without a reply (line {places})"
-    if len(dropped) > DROPPED_AT_MOST * len(table.rows):
-        hint = "add the replies, or take these rows out; up to 1 % would be left out for you"
+    if len(dropped) > at_most * len(table.rows):
+        hint = "add the replies, or take these rows out"
+        hint += "; up to 1 % would be left out for you" if at_most else ""
         table.faults.add("no last reply", table.where(dropped[0]), said, hint)
         return []
     return [f"{table.file}: {said}: left out, for there is nothing to learn in them."]
@@ -353,11 +359,16 @@ class _Turns:
                     self._found[said] = number + 1, first or record.where
 
     def notes(self, file: str) -> list[str]:
-        return [
-            f"{file}: {count(number, 'conversation')} {'has' if number == 1 else 'have'} {said} (first at {first})."
-            for said, (number, first) in self._found.items()
-            if number
-        ]
+        return [f"{file}: {said} (first at {where})." for where, said in self._told()]
+
+    def refuse(self, faults: Faults) -> None:
+        for where, said in self._told():
+            faults.add(said, where, f"{said}, the first one here", "mend these rows, or set data.strict to false")
+
+    def _told(self) -> Iterator[tuple[str, str]]:
+        for said, (number, first) in self._found.items():
+            if number:
+                yield first, f"{count(number, 'conversation')} {'has' if number == 1 else 'have'} {said}"
 
 
 def _twice(role: str, roles: Sequence[str]) -> bool:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from metier.core import DataError
 from metier.core.files import cache_root
-from metier.data.faults import Faults, count, nearest
+from metier.data.faults import Faults, count, excerpt, nearest
 from metier.data.lines import BLANK, LineRows, Row, Source, as_object, line_rows, parsed
 from metier.data.strict_json import NotJSONError, elements, members, parse
 
@@ -53,7 +53,32 @@ OTHER_KINDS = {
     ".yaml": "write the rows as JSONL",
     ".yml": "write the rows as JSONL",
 }
-MAGIC = {b"PAR1": ".parquet", b"PK\x03\x04": ".zip", b"ARROW1": ".arrow", b"BZh": ".bz2", b"\xfd7zXZ": ".xz"}
+MAGIC = {
+    b"PAR1": ".parquet",
+    b"PK\x03\x04": ".zip",
+    b"ARROW1": ".arrow",
+    b"BZh": ".bz2",
+    b"\xfd7zXZ": ".xz",
+    b"\x28\xb5\x2f\xfd": ".zst",
+    b"7z\xbc\xaf": ".7z",
+    b"\xd0\xcf\x11\xe0": ".xls",
+    **{b"\x80" + bytes([protocol]): ".pkl" for protocol in range(2, 6)},
+}
+SHEET = b"xl/"
+"""Folder in the archive that an xlsx file is."""
+STRANGERS = {
+    b"version https://git-lfs": ("is a pointer of Git LFS, not the rows", "get the file itself: git lfs pull"),
+    b"<!doctype html": ("is a web page, not rows", "download the file itself, not the page that shows it"),
+    b"<html": ("is a web page, not rows", "download the file itself, not the page that shows it"),
+    b"<?xml": ("is XML, not rows", "write the rows as JSONL"),
+    b"%pdf": ("is a PDF, not rows", "write the rows as JSONL"),
+    b"\x89hdf": ("is an HDF5 file, not rows", "cells are for task=cells; write other rows as JSONL"),
+    b"gguf": ("is a model (GGUF), not rows", "name it with model.base, and the rows with data.train"),
+    b"sqlite format 3": ("is a database, not rows", "write the rows as JSONL"),
+    b"\x93numpy": ("is a NumPy array, not rows", "write the rows as JSONL"),
+    b"\0\0\0\0\0\0\0\0": ("begins with zero bytes, as a file that was never written whole", "copy it again"),
+}
+"""First bytes, in lower case, of what is met under the name of a row file, and what to do."""
 LINE_KINDS = {".jsonl", ".ndjson"}
 JSON_KINDS = LINE_KINDS | {".json"}
 TABLE_KINDS = {".csv", ".tsv", ".tab"}
@@ -96,6 +121,8 @@ def read_table(file: str) -> Table:
     source = _source(file, path)
     head = source.head()
     kind = _kind(file, path, head)
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError("not UTF-8 at byte 1", where=f"{file}:1", hint=_encoding(head, file))
     faults = Faults(file)
     if kind in LINE_KINDS and head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
         rows = line_rows(source, faults, lambda start: _encoding(start, file))
@@ -210,9 +237,11 @@ def _kind(file: str, path: Path, content: bytes) -> str:
     for magic, other in MAGIC.items():
         if content.startswith(magic):
             extension = extension if extension in OTHER_KINDS else other
+            extension = ".xlsx" if extension == ".zip" and SHEET in content else extension
     if extension in OTHER_KINDS:
         hint = OTHER_KINDS[extension].replace("PATH", file).replace("STEM", path.stem)
         raise DataError(f"a {extension} file is not read", where=file, hint=hint)
+    _check_content(file, path, extension, content)
     if extension in JSON_KINDS | TABLE_KINDS:
         return extension
     if content.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in {b"{", b"["}:
@@ -222,6 +251,26 @@ def _kind(file: str, path: Path, content: bytes) -> str:
         where=file,
         hint="rows are read from .jsonl, .json, .csv and .tsv, each also with .gz",
     )
+
+
+def _check_content(file: str, path: Path, extension: str, content: bytes) -> None:
+    """Refuse what its first bytes say is something else than its name says.
+
+    Raises:
+        DataError: With what it is.
+    """
+    start = content.lstrip(b"\xef\xbb\xbf \t\r\n")[:64]
+    for mark, (what, hint) in STRANGERS.items():
+        if start.lower().startswith(mark):
+            raise DataError(what, where=file, hint=hint)
+    stem = path.name.partition(".")[0]
+    line = content.lstrip(b"\xef\xbb\xbf").partition(b"\n")[0].strip()
+    if extension in TABLE_KINDS and line.startswith(b'{"') and line.endswith(b"}"):
+        raise DataError("holds JSON lines, not a table", where=file, hint=f"rename it to {stem}.jsonl")
+    is_words = line[:1].isalpha() or line[:1] == b'"'
+    if extension in LINE_KINDS and is_words and any(mark in line for mark in (b",", b"\t", b";")):
+        what = f"holds no JSON; its first line is {excerpt(line.decode('utf-8', 'replace'), 40)!r}"
+        raise DataError(what, where=file, hint=f"if it is a table, rename it to {stem}.csv")
 
 
 def _decoded(content: bytes, faults: Faults) -> tuple[str, frozenset[int]]:

@@ -61,6 +61,11 @@ def find(records: Iterable[Record]) -> list[Found]:
     return sorted(found.values(), key=lambda one: -one.number)
 
 
+def holds(record: Record) -> bool:
+    """Whether a record holds any kind of personal data."""
+    return any(True for text in texts(record) for _ in _in_text(text))
+
+
 def without(text: str) -> str:
     """The text with every find masked, for showing."""
     for _, found in list(_in_text(text)):

@@ -41,6 +41,10 @@ def read(section: DataSection, *, accepts: Collection[str], target: Target | Non
     faults = Faults(section.train)
     sides, more = _sides(section, parts, faults)
     notes += more
+    if section.personal_data == "drop":
+        sides, more = checks.without_personal_data(sides, faults)
+        notes += more
+        refuse(faults)
     train = sides["train"]
     notes += checks.labels(train, [sides[name] for name in JUDGING], faults)
     notes += checks.leaks(train, target or answer, section.seed, faults)
@@ -140,7 +144,7 @@ def _part(
     except DataError as error:
         refuse(table.faults, Faults.of(error))
         raise
-    found, notes = records(table, shape, keep=section.group)
+    found, notes = records(table, shape, keep=section.group, strict=section.strict)
     side = Side(name, file, found)
     if name == "train" and section.group is not None:
         checks.group_column(side, section.group, table.faults)

@@ -1,6 +1,6 @@
 """Pretrained models, safely in and out: of text, of cells, and a user's own."""
 
-from metier.models.configuration import describe, describe_head
+from metier.models.configuration import describe, describe_head, skeleton
 from metier.models.identity import fingerprint
 from metier.models.loading import load, load_tokenizer
 from metier.models.model import Head, Lineage, Model
@@ -47,6 +47,7 @@ __all__ = [
     "retarget",
     "save",
     "save_tokenizer",
+    "skeleton",
     "source_digest",
     "tokenizer_of",
     "usual_transform",

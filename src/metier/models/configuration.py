@@ -45,6 +45,11 @@ def describe(section: ModelSection, *, head: Head | None = None, classes: int | 
         ModelError: If there is no such model, or transformers cannot build it.
         UnsafeError: If the model brings code of its own and `trust_code` is null.
     """
+    return shape_of(skeleton(section, head=head, classes=classes))
+
+
+def skeleton(section: ModelSection, *, head: Head | None = None, classes: int | None = None) -> nn.Module:
+    """The network without storage for its numbers; arguments and errors as for `describe`."""
     with quiet():
         _, config = read(section)
         chosen = head or head_of(config, section.base)
@@ -53,10 +58,10 @@ def describe(section: ModelSection, *, head: Head | None = None, classes: int | 
         options = {"trust_remote_code": section.trust_code is not None}
         try:
             with torch.device("meta"):
-                module = auto_class(chosen).from_config(config, **options)
+                module: nn.Module = auto_class(chosen).from_config(config, **options)
         except LOADING_FAULTS as error:
             raise cannot_build(section.base, error) from error
-    return shape_of(module)
+    return module
 
 
 def describe_head(section: ModelSection) -> Head:

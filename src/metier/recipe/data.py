@@ -44,5 +44,7 @@ class DataSection(Section):
     """Seed of the split and of `max_rows`."""
     overlap: Literal["refuse", "drop", "allow"] = "refuse"
     """Training rows that also stand in validation or test, word for word or nearly: refuse to run, drop them from training, or allow."""
-    personal_data: Literal["warn", "refuse", "ignore"] = "warn"
-    """What to do about e-mail addresses, phone and card numbers, and keys found in the rows."""
+    personal_data: Literal["warn", "refuse", "drop", "ignore"] = "warn"
+    """What to do about e-mail addresses, phone and card numbers, and keys found in the rows: tell, refuse to run, leave those rows out, or not look."""
+    strict: bool = False
+    """Refuse conversations that can be learnt but are unusual (one speaker twice in a row, the assistant first, no reply at the end) instead of telling of them."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metier import planning, tasks
-from metier.core import DataError, Fault, log
+from metier.core import DataError, Fault, RecipeError, log
 from metier.core.rng import derive
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from metier.evaluation import Measured
     from metier.models import Head, Model
     from metier.planning import Plan
-    from metier.recipe import Recipe
+    from metier.recipe import Recipe, TrainSection
     from metier.tasks import Shown, Task
 
 
@@ -153,10 +154,60 @@ def encode_splits(task: Task[Any], splits: Splits) -> dict[str, Sequence[Any]]:
         try:
             found[name] = task.encode(getattr(splits, name), training=name == "train")
         except DataError as error:
-            faults += error.faults
+            # What is wrong with the task and not with a row comes with the first row of every split.
+            said = {fault.what for fault in faults}
+            faults += [fault for fault in error.faults if len(error.faults) > 1 or fault.what not in said]
     if faults:
         raise DataError.of(faults)
     return found
+
+
+def check_machine(recipe: Recipe) -> None:
+    """Refuse now what this machine does not have.
+
+    Raises:
+        RecipeError: For each thing that is lacking.
+    """
+    import torch
+
+    name, number = recipe.model.device.partition(":")[::2]
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    faults = []
+    if name == "cuda" and int(number or 0) >= gpus:
+        what = f"there is no GPU {number or 0} here, but {gpus}" if gpus else "there is no CUDA GPU that torch can use"
+        faults.append(Fault("model.device", what, "set it to auto or cpu, or install torch for CUDA"))
+    if name == "mps" and not torch.backends.mps.is_available():
+        faults.append(Fault("model.device", "there is no Apple GPU that torch can use", "set it to auto or cpu"))
+    if recipe.train.optimizer.states == "int8" and (name in {"cpu", "mps"} or not gpus):
+        faults.append(Fault("train.optimizer.states", "8-bit states need a CUDA device", "set it to fp32"))
+    if recipe.model.attention == "flash_attention_2" and find_spec("flash_attn") is None:
+        faults.append(Fault("model.attention", "the package flash_attn is not installed", "set it to auto"))
+    if faults:
+        raise RecipeError.of(faults)
+
+
+UNUSUAL_RATE = 30.0
+"""Times the usual rate from which the user is told; searches for a rate rarely go further. Judgement."""
+
+
+def doubts(job: Job) -> tuple[str, ...]:
+    """What the recipe asks for that can be done, and hardly can be meant."""
+    section, rows = job.recipe.train, len(job.train)
+    told = []
+    if section.learning_rate == 0:
+        told.append("train.learning_rate is 0: nothing will be learnt")
+    elif section.learning_rate != "auto":
+        usual, _ = learning_rate(job, section.model_copy(update={"learning_rate": "auto"}))
+        if section.learning_rate > UNUSUAL_RATE * usual:
+            told.append(
+                f"train.learning_rate is {section.learning_rate:g}, {section.learning_rate / usual:,.0f} times the "
+                f"usual {usual:g} for this method and size: the run may diverge"
+            )
+    if section.batch_size > rows:
+        told.append(
+            f"train.batch_size is {section.batch_size}, but there are {rows} training examples: a step takes all"
+        )
+    return tuple(told)
 
 
 def choose_device(recipe: Recipe) -> torch.device:
@@ -170,12 +221,13 @@ def choose_device(recipe: Recipe) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def learning_rate(job: Job) -> tuple[float, str]:
-    """The peak rate and why."""
+def learning_rate(job: Job, section: TrainSection | None = None) -> tuple[float, str]:
+    """The peak rate and why; `section` stands for the recipe's own where it is given."""
     recipe = job.recipe
-    if recipe.train.learning_rate != "auto":
-        return recipe.train.learning_rate, "set in the recipe"
-    steps = recipe.train.total_steps(len(job.train))
+    section = section or recipe.train
+    if section.learning_rate != "auto":
+        return section.learning_rate, "set in the recipe"
+    steps = section.total_steps(len(job.train))
     return planning.learning_rate(
         recipe.method,
         head=job.head,

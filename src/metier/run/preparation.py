@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, assert_never
 
 from metier.recipe import CellsTask, ChatTask, ClassifyTask, CompleteTask, OwnTask, Recipe
 from metier.run import text, values
+from metier.run.job import check_machine, doubts
 
 if TYPE_CHECKING:
     from metier.run.job import Job
@@ -17,6 +19,12 @@ def prepare(recipe: Recipe) -> Job:
     Raises:
         MetierError: With every fault that was found.
     """
+    check_machine(recipe)
+    job = _job(recipe)
+    return replace(job, notes=(*job.notes, *doubts(job)))
+
+
+def _job(recipe: Recipe) -> Job:
     match recipe.task:
         case ChatTask() | CompleteTask() | ClassifyTask():
             return text.prepare(recipe, recipe.task)

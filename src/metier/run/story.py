@@ -134,8 +134,6 @@ def _set_up(job: Job, folder: RunFolder, plan: Plan) -> Setup:
     precision.place(model.module)
     job = replace(job, task=job.task.suited(model.module))
     rate, reason = learning_rate(job)
-    if rate == 0:
-        log.warn("train.learning_rate is 0: nothing will be learnt")
     return Setup(job, folder, model, precision, rate, reason, plan)
 
 

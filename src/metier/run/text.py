@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metier import data, evaluation, models, planning, tasks
+from metier import adapt, data, evaluation, models, planning, tasks
 from metier.core import DataError, RecipeError
 from metier.core.files import sha256
 from metier.data.records import Labelled, Splits
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from metier.core.evidence import Answer
+    from metier.data.records import Record
     from metier.evaluation import Item, Measured
     from metier.models import Model, Shape
     from metier.planning import Plan
@@ -123,6 +125,7 @@ def prepare(recipe: Recipe, section: TextTaskSection) -> TextJob:
     pack = evaluation.read_pack(recipe.evaluate.retention)
     shape = models.describe(recipe.model)
     head = tasks.head_for(section, models.describe_head(recipe.model))
+    adapt.check(models.skeleton(recipe.model, head=head), recipe.method)
     splits = data.read(recipe.data, accepts=data.formats_for(recipe.task.kind))
     labels = class_labels(recipe, splits)
     tokenizer = models.load_tokenizer(recipe.model)
@@ -181,12 +184,20 @@ def _encode(task: TextTask[Any], splits: Splits) -> tuple[Sequence[Any], Sequenc
     found = encode_splits(task, splits)
     for name, examples in found.items():
         if not examples:
-            raise DataError(
-                f"no {name} row keeps anything to learn within task.max_tokens",
-                where="task.max_tokens",
-                hint="raise it, or shorten the rows",
-            )
+            raise _nothing_left(task, name, getattr(splits, name))
     return found["train"], found["validation"]
+
+
+def _nothing_left(task: Any, name: str, records: Sequence[Record]) -> DataError:
+    """Why no row of a split is left, and how many tokens would keep one, and all."""
+    whole = replace(task, max_tokens=sys.maxsize).encode(records, training=False)
+    sizes = [task.size(example) for example in whole]
+    return DataError(
+        f"0 of {len(records):,} {name} rows keep a learnt token within {task.max_tokens} tokens; the shortest needs "
+        f"{min(sizes):,}, the longest {max(sizes):,}",
+        where="task.max_tokens",
+        hint="raise it, or shorten the rows",
+    )
 
 
 def _dropped(splits: Splits, train: Sequence[Any], recipe: Recipe) -> list[str]:

@@ -147,10 +147,7 @@ def _most(asked: int | None, default: int, context: int) -> int:
 
 def _with_template(tokenizer: PreTrainedTokenizerBase, file: str | None) -> PreTrainedTokenizerBase:
     if file is not None:
-        path = Path(file)
-        if not path.is_file():
-            raise RecipeError("no such file", where=f"task.template: {file}", hint="name a Jinja file")
-        tokenizer.chat_template = path.read_text("utf-8")
+        tokenizer.chat_template = _template(file)
     if not tokenizer.chat_template:
         raise RecipeError(
             "the model brings no chat template",
@@ -158,3 +155,18 @@ def _with_template(tokenizer: PreTrainedTokenizerBase, file: str | None) -> PreT
             hint="give one with task.template=FILE, or use task=complete with prompt/completion rows",
         )
     return tokenizer
+
+
+def _template(file: str) -> str:
+    """The text of a chat template.
+
+    Raises:
+        RecipeError: If there is none, or it is not UTF-8.
+    """
+    where, path = f"task.template: {file}", Path(file)
+    if not path.is_file():
+        raise RecipeError("no such file", where=where, hint="name a Jinja file")
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"not UTF-8 at byte {error.start}", where=where, hint="save it as UTF-8") from None

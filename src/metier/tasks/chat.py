@@ -15,6 +15,7 @@ from metier.data.records import Completion, Conversation, Message
 from metier.models.lean import PADDED, Layout
 from metier.tasks import causal, generation, store
 from metier.tasks.causal import TokenRow, TokenTask
+from metier.tasks.refusal import TOO_LONG, Refusals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -60,13 +61,12 @@ class Chat(TokenTask):
             DataError: For rows with nothing to learn, with an end of turn that is not learnt, or too long.
             ModelError: If the model has no chat template, or one that cannot mark replies.
         """
-        faults: list[Fault] = []
-        rows = store.keep(self._rows(records, faults), vocabulary=len(self.tokenizer))
-        if faults:
-            raise DataError.of(faults)
+        refusals = Refusals()
+        rows = store.keep(self._rows(records, refusals), vocabulary=len(self.tokenizer))
+        refusals.refuse(len(records))
         return rows
 
-    def _rows(self, records: Sequence[Record], faults: list[Fault]) -> Iterator[TokenRow]:
+    def _rows(self, records: Sequence[Record], refusals: Refusals) -> Iterator[TokenRow]:
         pieces = (piece for record in records for piece in self._render(_conversation(record)))
         while some := list(islice(pieces, TOKENIZED_AT_ONCE)):
             for row in self._tokenize(some):
@@ -74,7 +74,8 @@ class Chat(TokenTask):
                 if fault is None:
                     yield row
                 elif not (self.too_long == "drop" and len(row.ids) > self.max_tokens):
-                    faults.append(fault)
+                    kind, said = fault
+                    refusals.add(kind, said, tokens=len(row.ids) if kind == TOO_LONG else 0)
 
     def question(self, record: Record) -> str:
         """The turns before the last reply; the system prompt and the speaker's name only where they tell something."""
@@ -128,17 +129,19 @@ class Chat(TokenTask):
         row = self._tokenize(self._render(_conversation(record))[-1:])[0]
         return int(row.ids[row.learnt][-1])
 
-    def _fault(self, row: TokenRow) -> Fault | None:
+    def _fault(self, row: TokenRow) -> tuple[str, Fault] | None:
+        """What is wrong with a row: of which kind, and in words."""
         if not bool(row.learnt.any()):
-            return Fault(row.where, "nothing in this row is learnt", "give it an assistant turn with content")
+            hint = "give it an assistant turn with content; where no row is learnt, the template leaves replies out"
+            return "hold nothing to learn", Fault(row.where, "nothing in this row is learnt", hint)
         if len(row.ids) > self.max_tokens:
-            return Fault(
+            return TOO_LONG, Fault(
                 row.where,
                 f"{len(row.ids)} tokens, but task.max_tokens is {self.max_tokens}, so the answer would be cut",
                 "raise task.max_tokens, shorten the row, or set task.too_long=drop",
             )
         if int(row.ids[row.learnt][-1]) not in self.tokenizer.all_special_ids:
-            return Fault(
+            return "have no end of turn", Fault(
                 row.where,
                 "the template puts no end-of-turn token after the reply, so the model would never learn to stop",
                 "give a template that ends a reply with the end token, by task.template",

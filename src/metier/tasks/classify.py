@@ -20,6 +20,7 @@ from metier.models.lean import PADDED, Layout
 from metier.tasks import causal, cutting, generation, store
 from metier.tasks.causal import TokenRow, TokenTask
 from metier.tasks.protocol import Shown
+from metier.tasks.refusal import Refusals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -242,7 +243,10 @@ def _labelled(record: Record) -> Labelled:
 
 def _check_labels(records: Sequence[Record], labels: Sequence[str]) -> None:
     known = set(labels)
-    unknown = [row for row in map(_labelled, records) if row.label not in known]
-    if unknown:
-        hint = f"the {len(labels)} classes are {', '.join(labels[:10])}{' ...' if len(labels) > 10 else ''}"
-        raise DataError.of(Fault(row.where, f"label {row.label!r} is not among the classes", hint) for row in unknown)
+    refusals = Refusals()
+    hint = f"the {len(labels)} classes are {', '.join(labels[:10])}{' ...' if len(labels) > 10 else ''}"
+    for row in map(_labelled, records):
+        if row.label not in known:
+            fault = Fault(row.where, f"label {row.label!r} is not among the classes", hint)
+            refusals.add("have a label that is not among the classes", fault)
+    refusals.refuse(len(records))

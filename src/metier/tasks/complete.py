@@ -14,6 +14,7 @@ from metier.data.records import Completion, Document
 from metier.models.lean import PADDED, Layout
 from metier.tasks import causal, generation, store
 from metier.tasks.causal import TokenRow, TokenTask
+from metier.tasks.refusal import TOO_LONG, Refusals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -63,13 +64,12 @@ class Complete(TokenTask):
         Raises:
             DataError: For prompt/completion rows that are too long or have nothing to learn.
         """
-        faults: list[Fault] = []
-        rows = store.keep(self._rows(records, faults, training=training), vocabulary=len(self.tokenizer))
-        if faults:
-            raise DataError.of(faults)
+        refusals = Refusals()
+        rows = store.keep(self._rows(records, refusals, training=training), vocabulary=len(self.tokenizer))
+        refusals.refuse(len(records))
         return rows
 
-    def _rows(self, records: Sequence[Record], faults: list[Fault], *, training: bool) -> Iterator[TokenRow]:
+    def _rows(self, records: Sequence[Record], refusals: Refusals, *, training: bool) -> Iterator[TokenRow]:
         for record in records:
             if training and self.middle is not None and self._is_turned(record):
                 yield from self._windows(self._fill_in(record))
@@ -80,7 +80,7 @@ class Complete(TokenTask):
                 if len(row.ids) <= self.max_tokens:
                     yield row
                 elif self.too_long == "refuse":
-                    faults.append(self._too_long(row))
+                    refusals.add(TOO_LONG, self._too_long(row), tokens=len(row.ids))
 
     def question(self, record: Record) -> str:
         """The prompt; plain text has none."""

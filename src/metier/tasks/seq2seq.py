@@ -18,6 +18,7 @@ from metier.data.records import Completion, Conversation
 from metier.tasks import generation, store
 from metier.tasks.cutting import Unpacked
 from metier.tasks.protocol import Shown
+from metier.tasks.refusal import TOO_LONG, Refusals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -66,13 +67,12 @@ class SequenceToSequence(Unpacked):
         Raises:
             DataError: For rows whose prompt or reply is too long.
         """
-        faults: list[Fault] = []
-        rows = store.keep(self._rows(records, faults), vocabulary=len(self.tokenizer))
-        if faults:
-            raise DataError.of(faults)
+        refusals = Refusals()
+        rows = store.keep(self._rows(records, refusals), vocabulary=len(self.tokenizer))
+        refusals.refuse(len(records))
         return rows
 
-    def _rows(self, records: Sequence[Record], faults: list[Fault]) -> Iterator[PairRow]:
+    def _rows(self, records: Sequence[Record], refusals: Refusals) -> Iterator[PairRow]:
         for record in records:
             reply: list[int] = self.tokenizer(text_target=self.reference(record))["input_ids"]
             row = PairRow(record.where, self._prompt(record), torch.tensor(reply))
@@ -81,7 +81,8 @@ class SequenceToSequence(Unpacked):
                 yield row
             elif self.too_long == "refuse":
                 what = f"{longest} tokens, but task.max_tokens is {self.max_tokens}"
-                faults.append(Fault(row.where, what, "raise task.max_tokens or set task.too_long=drop"))
+                fault = Fault(row.where, what, "raise task.max_tokens or set task.too_long=drop")
+                refusals.add(TOO_LONG, fault, tokens=longest)
 
     def size(self, example: PairRow) -> int:
         """Tokens of both sides."""

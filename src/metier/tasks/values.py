@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metier.core import Batch, DataError, Fault, Loss, ModelError
+from metier.core import Batch, Fault, Loss, ModelError
 from metier.tasks.cutting import Unpacked
 from metier.tasks.protocol import Shown
+from metier.tasks.refusal import Refusals
 from metier.tasks.scoring import to_device
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 Content = TypeVar("Content")
 TARGET = "target"
 """Key of the targets in a batch; the other keys are the network's arguments."""
-MOST_FAULTS = 20
 MOST_COST = 8192
 """Cost of the rows answered at once, in the unit of `train.micro_batch_tokens`."""
 SHOWN_CHARACTERS = 500
@@ -92,17 +92,17 @@ class ValueTask(Unpacked, ABC, Generic[Content]):
             DataError: With every row that `example` refused.
         """
         found: list[Placed[Content]] = []
-        faults: list[Fault] = []
+        refusals = Refusals()
         for record in records:
             row = getattr(record, "values", {})
             try:
                 found.append(Placed(record.where, row, self.example(row)))
             except KeyError as error:
-                faults.append(_missing(record.where, row, error))
+                refusals.add("lack a column", _missing(record.where, row, error))
             except Exception as error:  # noqa: BLE001 - the user's own code may raise anything
-                faults.append(Fault(record.where, _said(error), "correct the row, or leave it out"))
-        if faults:
-            raise DataError.of(faults[:MOST_FAULTS])
+                fault = Fault(record.where, _said(error), "correct the row, or leave it out")
+                refusals.add("cannot be read", fault)
+        refusals.refuse(len(records))
         return found
 
     def size(self, example: Any) -> int:  # noqa: ARG002
