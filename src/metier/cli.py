@@ -175,6 +175,8 @@ def predict(
     from metier.render import predicted
 
     set_quiet(quiet=quiet)
+    if output is not None and output.is_dir():
+        raise _usage(f"--output {output} is a folder", "name a file in it")
     specialist = api.load(run)
     if predicted.reads_cells(specialist):
         told = predicted.cells(specialist, data, output)
@@ -210,6 +212,8 @@ def runs(folder: Annotated[Path, typer.Argument(help="Where to look.")] = Path("
     """List runs: finished, or what can be resumed and how."""
     from metier.render import history
 
+    if folder.is_file():
+        raise _usage(f"{folder} is a file", "name the folder in which the runs lie")
     found = history.rows(folder)
     if as_json:
         _print({"runs": found})

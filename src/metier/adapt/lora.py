@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 TASK_TYPES = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "classifier": "SEQ_CLS"}
 """peft's word for each kind of head, so that its Auto classes can load the adapter."""
+CONFIGURATION, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""Files of an adapter, as peft names them."""
 ROLES = (
     ("q_proj", "query", "to_q", "q_lin", "q", "c_attn", "qkv_proj", "query_key_value", "Wqkv"),
     ("k_proj", "key", "to_k", "k_lin", "k", "c_attn", "qkv_proj", "query_key_value", "Wqkv"),
@@ -122,6 +124,10 @@ def load_adapter(module: nn.Module, folder: Path) -> nn.Module:
     from peft import PeftModel
     from safetensors import SafetensorError
 
+    lacking = [name for name in (CONFIGURATION, WEIGHTS) if not (folder / name).is_file()]
+    if lacking:
+        what = f"the adapter lacks {' and '.join(lacking)}"
+        raise ModelError(what, where=str(folder), hint="copy the whole folder again, or train again in another folder")
     try:
         with quiet():
             wrapped: nn.Module = PeftModel.from_pretrained(module, str(folder))  # type: ignore[arg-type]

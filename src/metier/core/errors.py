@@ -5,7 +5,7 @@ MetierError                 1   never raised itself
 ├── GateError               3   a measured figure stayed below the gate the user set
 ├── DataError              65   a file, a row or a split is not what the task needs
 ├── ModelError             65   a checkpoint cannot be loaded
-├── DivergedError          70   the loss or the gradient stopped being a number
+├── DivergedError          70   the loss or the gradient stopped being a number, or the weights are being ruined
 ├── BusyError              73   another process writes to the same run folder
 ├── StorageError           74   the disk is full or a file cannot be written
 ├── InterruptedRunError    75   stopped by a signal; the same command resumes
@@ -87,7 +87,7 @@ class ModelError(MetierError):
 
 
 class DivergedError(MetierError):
-    """The loss or the gradient is not finite; the weights are as they were before the step."""
+    """The loss or the gradient is not finite, or the weights are being ruined; the step was not taken."""
 
     exit_code = 70
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -156,9 +156,26 @@ def labels(train: Side, others: Sequence[Side], faults: Faults) -> list[str]:
                     f"label unknown in {train.name}", row.where, what + shown, "add training rows of it, or take it out"
                 )
     rare = sorted(label for label, number in have.items() if number < 2)
-    if rare and len(have) > 1:
-        return [f"{train.file}: {count(len(rare), 'label')} with a single training row: {listed(rare, 5)}."]
-    return []
+    notes = [f"{train.file}: {count(len(rare), 'label')} with a single training row: {listed(rare, 5)}."]
+    return [*(notes if rare and len(have) > 1 else []), *_alike(train, have), *_one_sided(others, len(have))]
+
+
+def _alike(train: Side, labels: Collection[str]) -> Iterator[str]:
+    """A note on labels that a slip of the pen may have made two of."""
+    by_key: dict[str, list[str]] = {}
+    for label in sorted(labels):
+        by_key.setdefault(" ".join(label.split()).casefold(), []).append(label)
+    for same in by_key.values():
+        if len(same) > 1:
+            yield f"{train.file}: the labels {', '.join(map(repr, same))} differ only by case or spaces."
+
+
+def _one_sided(others: Sequence[Side], classes: int) -> Iterator[str]:
+    """A note on splits that judge by one class alone."""
+    for side in others:
+        there = {row.label for row in side.records if isinstance(row, Labelled)}
+        if len(there) == 1 < classes:
+            yield f"{side.name} shows only {there.pop()!r} of {classes} classes: its figures say nothing of the others."
 
 
 def _fraction(label: str) -> bool:

@@ -259,7 +259,7 @@ def _unfit(table: Table, columns: _Columns, asked: Sequence[str], mapping: Mappi
     """The refusal: what the columns are, which task would read them, and a mapping to paste."""
     shown = listed(columns.names, 12)
     what = f"the rows are not {_or([FORMATS[name].title for name in asked])}; columns: {shown}"
-    hints = []
+    hints = [f"add a column {word}" for word in _lacking(columns, asked, mapping)]
     for name, form in FORMATS.items():
         if form.needs and name not in asked and _fit(name, columns, mapping, given=False) is not None:
             hints.append(f"they are {form.title}, for {_or([f'task={task}' for task in form.tasks])}")
@@ -270,6 +270,20 @@ def _unfit(table: Table, columns: _Columns, asked: Sequence[str], mapping: Mappi
         hints.append(f"map the columns: data.columns={suggestion}")
     hints = hints or [f"a row needs {_or([' and '.join(FORMATS[name].needs) for name in asked])}"]
     return DataError(what, where=table.file, hint="; or ".join(hints))
+
+
+def _lacking(columns: _Columns, asked: Sequence[str], mapping: Mapping[str, str]) -> list[str]:
+    """The one word that keeps the rows from the one format that is wanted; empty where more is amiss."""
+    if len(asked) != 1:
+        return []
+    needs = FORMATS[asked[0]].needs
+    found = dict(mapping)
+    for word, aliases in needs.items():
+        column = found.get(word) or _column_for(asked[0], word, aliases, columns, taken=found.values())
+        if column is not None:
+            found[word] = column
+    lacking = [word for word in needs if word not in found]
+    return lacking if len(lacking) == 1 and len(needs) > 1 else []
 
 
 def _or(words: Sequence[str]) -> str:

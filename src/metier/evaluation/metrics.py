@@ -214,8 +214,14 @@ def _validator(file: str) -> Any:
     try:
         schema = json.loads(path.read_text("utf-8"))
         Draft202012Validator.check_schema(schema)
-    except (OSError, ValueError, SchemaError) as error:
-        raise RecipeError(f"not a JSON Schema: {error}", where=file, hint="check evaluate.json_schema") from None
+    except OSError as error:
+        what = f"cannot be read: {error.strerror}"
+        raise RecipeError(what, where=file, hint="check evaluate.json_schema") from None
+    except SchemaError as error:
+        what = f"not a JSON Schema: {error.message}"
+        raise RecipeError(what, where=file, hint="check evaluate.json_schema") from None
+    except ValueError as error:
+        raise RecipeError(f"not JSON: {error}", where=file, hint="check evaluate.json_schema") from None
     return Draft202012Validator(schema)
 
 

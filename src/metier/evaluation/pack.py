@@ -24,6 +24,10 @@ SHIPPED: Mapping[str, tuple[str, ...]] = {"neutral": ("en", "zh"), "neutral-en":
 """Names of the shipped pack, whole or by language."""
 
 
+MOST_FAULTS = 10
+"""Lines that are named; the others are counted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One item of the pack: its place, its kind, its language, and the keys of its kind."""
@@ -69,6 +73,8 @@ def _parse(text: str, name: str) -> tuple[Item, ...]:
             items.append(found)
         else:
             faults.append(found)
+    if len(faults) > MOST_FAULTS:
+        faults = [*faults[:MOST_FAULTS], Fault(name, f"and {len(faults) - MOST_FAULTS} more lines likewise", "")]
     if faults or not items:
         raise DataError.of(faults or [Fault(name, "no items", "write one JSON object a line")])
     return tuple(items)

@@ -228,9 +228,21 @@ def _fault(item: dict[str, Any], source: _Source) -> Fault:
     if kind == "literal_error":
         options = [word.strip().strip("'") for word in context["expected"].replace(" or ", ", ").split(",")]
         return Fault(where, said, _one_of(str(item["input"]), options))
+    if kind == "string_pattern_mismatch":
+        return Fault(where, said, f"it should be of the form {_in_words(context['pattern'])}")
+    if kind == "string_type" and isinstance(item["input"], int | float):
+        return Fault(
+            where, said, "it should be a text, such as the name of a file; put a number that is meant as one in quotes"
+        )
     message = item["msg"].removeprefix("Input ").removeprefix("Value error, ").replace("tuple", "list")
     message = re.sub(r"dictionary( or (instance|object).*)?", "mapping", message)
     return Fault(where, said, f"it {message}" if message.startswith("should") else message)
+
+
+def _in_words(pattern: str) -> str:
+    """A pattern of ours as somebody would say it: words to choose from, else as it is."""
+    options = re.fullmatch(r"\^\(([\w|]+)\|cuda\(:\\d\+\)\?\)\$", pattern)
+    return ", ".join([*options[1].split("|"), "cuda or cuda:0"]) if options else pattern
 
 
 def _plain(loc: Sequence[str | int], tree: Any) -> Place:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metier.core import BusyError, RecipeError, StorageError
+from metier.core import BusyError, ModelError, RecipeError, StorageError
 from metier.core.files import storage_error, write_json, write_text
 from metier.recipe import Recipe, dump, load
 
@@ -22,6 +22,10 @@ FREE_TO_CHANGE = (
     ("export", "checkpoint_minutes"),
 )
 """What may differ when a run is resumed or its report is made anew: nothing that training or measuring reads."""
+
+
+FACTS = frozenset({"base", "base_fingerprint", "head", "labels"})
+"""What every finished run knows of itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,7 @@ class RunFolder:
 
         Raises:
             RecipeError: If the run is not finished.
+            ModelError: If the file is damaged.
         """
         if not self.facts.exists():
             raise RecipeError(
@@ -101,7 +106,13 @@ class RunFolder:
                 where=str(self.path),
                 hint=f"go on with: metier train {self.resolved}",
             )
-        found: dict[str, Any] = json.loads(self.facts.read_text("utf-8"))
+        try:
+            found = json.loads(self.facts.read_text("utf-8"))
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or not found.keys() >= FACTS:
+            what = "is damaged, so nobody knows what the run ended with"
+            raise ModelError(what, where=str(self.facts), hint="copy the run folder again, or train again")
         return found
 
 
@@ -112,6 +123,9 @@ def claim(folder: RunFolder) -> Iterator[None]:
     Raises:
         BusyError: If another process holds it.
     """
+    if folder.path.exists() and not folder.path.is_dir():
+        hint = "choose another export.folder"
+        raise RecipeError("is a file, not a folder", where=f"export.folder: {folder.path}", hint=hint)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         _take(folder.lock)

@@ -34,6 +34,10 @@ def load(folder: str | Path, *, device: str = "auto") -> Specialist:
     """
     run = RunFolder(Path(folder))
     recipe, facts = run.recipe(), run.read_facts()
+    if recipe.method.kind == "lora" and not run.adapter.is_dir():
+        raise ModelError(
+            "the adapter is gone", where=str(run.adapter), hint="copy the run folder again, or train again"
+        )
     section = recipe.model if run.adapter.exists() else recipe.model.model_copy(update={"base": str(run.path)})
     place = choose_device(recipe.model_copy(update={"model": recipe.model.model_copy(update={"device": device})}))
     note(f"loading {run.path}: {recipe.task.kind} on {recipe.model.base}")

@@ -110,8 +110,8 @@ class Suspects:
     def _saved(self) -> str:
         """What a divergence has left as it was."""
         steps = [int(path.name.removeprefix("step-")) for path in self._checkpoints.glob("step-*")]
-        best = (self._checkpoints / "best.safetensors").exists()
-        names = [f"the checkpoint of step {max(steps)}"] * bool(steps) + ["the best weights"] * best
+        names = [f"the checkpoint of step {max(steps)}"] if steps else []
+        names += ["the best weights"] if (self._checkpoints / "best.safetensors").exists() else []
         return f"{' and '.join(names)} stay in {self._checkpoints}" if names else "nothing had been saved"
 
 
