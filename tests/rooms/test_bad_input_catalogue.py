@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import sys
 import zipfile
@@ -21,7 +22,7 @@ from typing import NamedTuple
 import pytest
 import tiny
 
-from metier import cli
+from metier import api, cli
 from metier.core.log import set_quiet
 
 MODELS = ("llama", "gpt2", "bert", "t5")
@@ -200,9 +201,9 @@ FILES = {
     "a key twice": ("a.jsonl", [*P, '{"prompt": "a", "prompt": "b"}'], ("the key 'prompt' stands twice",)),
     "half a surrogate": ("a.jsonl", [*P, '{"prompt": "\\ud83d", "completion": "b"}'], ("half a surrogate pair",)),
     "a tab in a string": ("a.jsonl", [*P, '{"prompt": "a\tb", "completion": "b"}'], ("a control character",)),
-    "ten megabytes in a line": (
+    "a megabyte in a line": (
         "a.jsonl",
-        [*T, talk(("user", "a " * 5_000_000), ("assistant", "b"))],
+        [*T, talk(("user", "a " * 500_000), ("assistant", "b"))],
         ("a.jsonl:61: 5,0|a.jsonl:61: 50",),
     ),
     "zero bytes": ("a.jsonl", b"\0" * 5000, ("begins with zero bytes", "copy it again")),
@@ -405,11 +406,14 @@ class TestTemplates:
 
 class TestSplits:
     def test_25_training_rows_that_judge(self, check, tmp_path):
-        (tmp_path / "test.jsonl").write_bytes(content([*T[:4], *near(T[4:6])]))
-        done = check(None, "data.test=test.jsonl")
-        answered(done, 65, "6 training rows also in test (test.jsonl): 4 word for word, 2 nearly", "data.overlap=drop")
-        noted(check(None, "data.test=test.jsonl", "data.overlap=allow"), "They stay, as data.overlap=allow says")
-        noted(check(None, "data.test=test.jsonl", "data.overlap=drop"), "They are left out of training")
+        asked = "the blue van with the broken mirror left for the harbour on Monday, where is it now"
+        train = [*T, talk(("user", asked), ("assistant", "at sea"))]
+        test = [*T[:4], talk(("user", f"{asked} please"), ("assistant", "still at sea"))]
+        (tmp_path / "test.jsonl").write_bytes(content(test))
+        done = check(train, "data.test=test.jsonl")
+        answered(done, 65, "5 training rows also in test (test.jsonl): 4 word for word, 1 nearly", "data.overlap=drop")
+        noted(check(train, "data.test=test.jsonl", "data.overlap=allow"), "They stay, as data.overlap=allow says")
+        noted(check(train, "data.test=test.jsonl", "data.overlap=drop"), "They are left out of training")
 
     def test_a_label_that_training_lacks(self, check, tmp_path):
         (tmp_path / "test.jsonl").write_bytes(
@@ -437,11 +441,6 @@ class TestSplits:
         (tmp_path / "test.jsonl").write_bytes(content([*T[:9], "nonsense"]))
         done = check([*T, "rubbish"], "data.test=test.jsonl", "data.validation=none.jsonl")
         answered(done, 65, "train.jsonl:61", "test.jsonl:10", "none.jsonl: does not exist")
-
-
-def near(talks):
-    """The same questions with a word more, long enough to be near."""
-    return [talk(("user", f"{t['messages'][0]['content']} please"), ("assistant", "soon")) for t in talks]
 
 
 NOTED = {
@@ -584,9 +583,113 @@ class TestCommands:
         answered(check(None, command="train"), 65, "weights")
 
 
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """A finished run, its base and its rows, in one folder."""
+    root = tmp_path_factory.mktemp("tuned")
+    tiny.make("llama", root / "base")
+    (root / "rows.jsonl").write_bytes(content(T))
+    tree = {
+        "model": {"base": str(root / "base"), "device": "cpu"},
+        "data": {"train": str(root / "rows.jsonl")},
+        "task": "chat",
+        "method": {"kind": "lora", "rank": 2},
+        "train": {"max_steps": 2, "batch_size": 8, "evaluations": 1},
+        "evaluate": {"rows": 2, "max_new_tokens": 4, "retention": "off", "baselines": False},
+        "export": {"folder": str(root / "run")},
+    }
+    (root / "job.json").write_text(json.dumps(tree))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METIER_CACHE", str(root / "cache"))
+        api.train(root / "job.json")
+        yield root
+
+
+def lose(path):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+DAMAGED = {
+    "no adapter": (lambda run: lose(run / "adapter"), 65, "the adapter is gone"),
+    "an empty adapter folder": (lambda run: empty(run / "adapter"), 65, "the adapter lacks adapter_config.json and"),
+    "an adapter without weights": (
+        lambda run: lose(run / "adapter" / "adapter_model.safetensors"),
+        65,
+        "the adapter lacks adapter_model.safetensors",
+    ),
+    "cut weights": (
+        lambda run: cut(run / "adapter" / "adapter_model.safetensors"),
+        65,
+        "the adapter's file is damaged",
+    ),
+    "a cut configuration": (lambda run: cut(run / "adapter" / "adapter_config.json"), 65, "the adapter does not fit"),
+    "cut facts": (lambda run: cut(run / "metier.json"), 65, "metier.json: is damaged"),
+    "facts of something else": (lambda run: (run / "metier.json").write_text("{}"), 65, "metier.json: is damaged"),
+    "a cut recipe": (lambda run: (run / "job.resolved.yaml").write_text("model: {base"), 2, "not YAML"),
+    "not finished": (lambda run: lose(run / "metier.json"), 2, "this run has not finished"),
+}
+
+
+def empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+class TestTuned:
+    @pytest.mark.parametrize(("harm", "code", "words"), DAMAGED.values(), ids=DAMAGED.keys())
+    def test_a_damaged_run(self, tuned, metier, tmp_path, harm, code, words):
+        run = shutil.copytree(tuned / "run", tmp_path / "run")
+        harm(run)
+        answered(metier("evaluate", run, "--quiet"), code, words)
+
+    def test_18_a_base_of_the_same_shapes_is_another_base(self, tuned, metier, tmp_path):
+        """One number of one tensor differs."""
+        from safetensors.torch import load_file, save_file
+
+        base = shutil.copytree(tuned / "base", tmp_path / "base")
+        weights = load_file(base / "model.safetensors")
+        weights["model.norm.weight"][0] += 1e-3
+        save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+        run = shutil.copytree(tuned / "run", tmp_path / "run")
+        recipe = (run / "job.resolved.yaml").read_text().replace(str(tuned / "base"), str(base))
+        (run / "job.resolved.yaml").write_text(recipe)
+        for words in (("evaluate", run), ("chat", run, "--message", "hello")):
+            answered(
+                metier(*words, "--quiet"), 65, "is not the base that this adapter was trained on: its weights differ"
+            )
+
+    def test_32_another_recipe_in_the_same_folder(self, tuned, metier):
+        done = metier("train", tuned / "job.json", "train.learning_rate=0.5", "--quiet")
+        answered(done, 2, "the folder holds a run of another recipe: train.learning_rate: auto -> 0.5")
+
+    @pytest.mark.parametrize("command", ["evaluate", "predict"])
+    def test_questions_that_are_none(self, tuned, metier, tmp_path, command):
+        (tmp_path / "empty.jsonl").write_bytes(b"")
+        (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\0\1")
+        (tmp_path / "strange.jsonl").write_bytes(b'{"a": 1}\n')
+        for name, words in {
+            "none.jsonl": "does not exist",
+            "": "is a folder, not a file",
+            "empty.jsonl": "is empty",
+            "binary.jsonl": "not UTF-8",
+            "strange.jsonl": "columns",
+        }.items():
+            answered(metier(command, tuned / "run", "--data", tmp_path / name, "--quiet"), 65, words)
+
+    def test_an_adapter_for_a_base(self, tuned, metier, tmp_path):
+        done = metier(
+            "train", tuned / "job.json", f"model.base={tuned / 'run'}", f"export.folder={tmp_path / 'new'}", "-q"
+        )
+        answered(done, 65, "this is an adapter; model.base is the model it was trained on")
+
+
 ELSEWHERE = {
     "14 15 what fills a batch": "rooms/test_models.py::test_a_missing_pad_token_is_told",
-    "18 an adapter of another base": "contracts/test_methods.py::test_an_adapter_of_another_base_is_refused",
+    "18 an adapter of other shapes": "contracts/test_methods.py::test_an_adapter_of_another_base_is_refused",
     "19 a rate that explodes": "rooms/test_divergence.py::test_an_exploding_rate_is_stopped_before_the_step_after",
     "20 nothing unsound is saved": "rooms/test_divergence.py::test_nothing_that_is_not_finite_is_ever_saved",
     "30 nothing to resume": "rooms/test_training.py::test_no_checkpoint_is_none",

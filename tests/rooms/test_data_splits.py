@@ -294,6 +294,11 @@ SECRETS = {
         "-----BEGIN RSA PRIVATE KEY-----",
         "sk-" + "Ab3" * 10,
         "hf_" + "Ab3" * 10,
+        "sk_live_" + "Ab3" * 8,
+        "npm_" + "Ab3" * 12,
+        "SG." + "Ab" * 11 + "." + "Ab3" * 14 + "x",
+        "-----BEGIN PGP PRIVATE KEY BLOCK-----",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.c2lnbg",
     ],
 }
 HARMLESS = [
@@ -304,6 +309,13 @@ HARMLESS = [
     "$6000-$600-150-1200-2000 = 2050, 3.14159265358979, 2020-05-11 12:30:45, 192.168.100.101",
     "1234567890123 and 20200511123045",
     "task-oriented, a risk-averse ghp_short",
+    "version 4.12.0-rc1 of 2024-03-15T10:22:33.123456Z, 1700000000123, 2024-01-15 13:45:00 +0800",
+    "ISBN 978-3-16-148410-0, ISBN-10 3-16-148410-X, ISSN 2049-3630, EAN 4006381333931, UPC 036000291452",
+    "doi:10.1109/SEQUEN.1997.666900, arXiv:2106.09685v2, GB 11643-1999, section 123-456-7890.1",
+    "2001:0db8:85a3:0000:0000:8a2e:0370:7334, 550e8400-e29b-41d4-a716-446655440000, torch@2.1.0",
+    "sha256 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08, IMEI 490154203237518",
+    "48.858370, 2.294481; 1,234,567,890.00 EUR; 2 147 483 647; 1000 2000 3000 4000; 2023 2024 2025 2026",
+    "hf_hub_download(repo_id), sk-learn, eyJ, AKIA, npm_config_registry, x@y.T, 1Z999AA10123456784",
 ]
 
 

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import random
+from statistics import median
 from types import SimpleNamespace
 
 import pytest
@@ -121,7 +122,7 @@ class TestRealRuns:
         section = TrainSection(max_steps=60, epochs=99, batch_size=batch_size, evaluations=1, seed=seed)
         assert learn(base, module, places, section, 2e-3).steps == 60
         losses = [line["loss"] for line in steps(places)]
-        assert max(losses) > 3 * sorted(losses)[len(losses) // 2]
+        assert batch_size > 1 or max(losses) > 3 * median(losses)
 
     def test_rows_unlike_the_others_are_kept_and_the_run_goes_on(self, base, tmp_path, capsys):
         strange = base.task.encode([Completion("b.jsonl:7", "x", "犇猋骉麤鱻羴毳淼焱垚")], training=True)

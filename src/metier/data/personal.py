@@ -124,13 +124,28 @@ def _international(number: str) -> bool:
 # ASCII digits throughout: \d would match digits of every script, which the check digits are not made for.
 DIGITS = re.compile(r"[0-9](?:[ .()-]{0,2}[0-9]){8}")
 TOKENS = (
-    r"-----BEGIN (?:[A-Z]{2,12} )?PRIVATE KEY-----"
+    r"-----BEGIN (?:[A-Z]{2,12} )?PRIVATE KEY(?: BLOCK)?-----"
     r"|(?<![A-Za-z0-9])(?:(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])|gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{22}"
     r"|glpat-[A-Za-z0-9_-]{20}|hf_[A-Za-z0-9]{30}|sk-[A-Za-z0-9_-]{20,200}|xox[abprs]-[A-Za-z0-9-]{10}"
-    r"|AIza[A-Za-z0-9_-]{35}|eyJ[A-Za-z0-9_-]{10,2000}\.eyJ[A-Za-z0-9_-]{10})"
+    r"|[sr]k_(?:live|test)_[A-Za-z0-9]{24}|npm_[A-Za-z0-9]{36}|pypi-AgEIcHlwaS5vcmc[A-Za-z0-9_-]{50}"
+    r"|SG\.[A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{43}|AIza[A-Za-z0-9_-]{35}|eyJ[A-Za-z0-9_-]{10,2000}\.eyJ[A-Za-z0-9_-]{10})"
 )
 GITHUB_HINTS = ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_")
-TOKEN_HINTS = ("-----BEGIN ", "AKIA", "ASIA", *GITHUB_HINTS, "glpat-", "hf_", "sk-", "xox", "AIza", "eyJ")
+STORE_HINTS = ("k_live_", "k_test_", "npm_", "pypi-AgEIcHlwaS5vcmc")
+TOKEN_HINTS = (
+    "-----BEGIN ",
+    "AKIA",
+    "ASIA",
+    *GITHUB_HINTS,
+    "glpat-",
+    "hf_",
+    "sk-",
+    "xox",
+    *STORE_HINTS,
+    "SG.",
+    "AIza",
+    "eyJ",
+)
 ISSUERS = re.compile(
     r"4(?:[0-9]{12}|[0-9]{15}|[0-9]{18})|5[1-5][0-9]{14}|2(?:22[1-9]|2[3-9][0-9]|[3-6][0-9]{2}|7[01][0-9]|720)[0-9]{12}"
     r"|3[47][0-9]{13}|35[0-9]{14}|3[068][0-9]{12}|6(?:011|2[0-9]{2}|4[4-9][0-9]|5[0-9]{2})[0-9]{12,15}"
@@ -164,7 +179,7 @@ KINDS: Mapping[str, _Kind] = {
             r"(?<![\w.)-])(?:(?:\+?86[ -]?)?1[3-9][0-9](?:[0-9]{8}|[ -][0-9]{4}[ -][0-9]{4})"
             r"|0[0-9]{2,3}-[0-9]{7,8}"
             r"|\+[1-9][0-9]{0,3}(?:[ .-]?\(?[0-9]{1,5}\)?){2,5}"
-            r"|\(?[0-9]{3}\)?[ .-][0-9]{3}[.-][0-9]{4})(?![0-9]|-[0-9])"
+            r"|\(?[0-9]{3}\)?[ .-][0-9]{3}[.-][0-9]{4})(?![0-9]|[.-][0-9])"
         ),
         _international,
     ),

@@ -221,7 +221,8 @@ def _validator(file: str) -> Any:
         what = f"not a JSON Schema: {error.message}"
         raise RecipeError(what, where=file, hint="check evaluate.json_schema") from None
     except ValueError as error:
-        raise RecipeError(f"not JSON: {error}", where=file, hint="check evaluate.json_schema") from None
+        what = f"not a JSON Schema: {error}"
+        raise RecipeError(what, where=file, hint="check evaluate.json_schema") from None
     return Draft202012Validator(schema)
 
 
