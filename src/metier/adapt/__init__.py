@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, assert_never
 
 from metier.adapt import freeze, full, lora
 from metier.adapt.abreast import Lanes, in_one_pass, own_what_moves, twin, why_apart
-from metier.adapt.adapted import Adapted
+from metier.adapt.adapted import Adapted, moving_weights
 from metier.adapt.lean import lean
 from metier.adapt.lora import load_adapter, merged, save_adapter, shape_of_linears
+from metier.adapt.strength import set_strength
 from metier.models.structure import output_layer, wrapped_base
 from metier.recipe import FreezeMethod, FullMethod, LoRAMethod
 
@@ -29,8 +30,10 @@ __all__ = [
     "lean",
     "load_adapter",
     "merged",
+    "moving_weights",
     "output_layer",
     "save_adapter",
+    "set_strength",
     "shape_of_linears",
     "why_apart",
     "wrapped_base",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +51,10 @@ def finish(module: nn.Module, method: str, notes: tuple[str, ...] = ()) -> Adapt
         total=sum(p.numel() for p in parameters),
         notes=notes,
     )
+
+
+def moving_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Everything that training changes, by name: moving parameters, and buffers (running statistics)."""
+    moving = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+    kept = set(module.state_dict(keep_vars=True))
+    return moving | {name: buffer for name, buffer in module.named_buffers() if name in kept}

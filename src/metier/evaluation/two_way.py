@@ -68,8 +68,8 @@ class Spread:
     def degrees_of_freedom(self) -> Array:
         """Of the t distribution that the mean over its standard error follows, about.
 
-        Every mean square counts, the subtracted one as well. Leaving that one out gives more power and more false
-        wins: 0.09 to 0.10 instead of 0.05 where arms differ in which rows they get right, or seeds differ much.
+        Every mean square counts, the subtracted one as well; leaving that one out buys power with false wins, see
+        docs/evidence/chance.md.
         Source: Satterthwaite 1946, Biometrics Bulletin 2:110.
         """
         rows = float(self.clusters - 1)

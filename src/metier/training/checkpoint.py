@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from metier.adapt import moving_weights
 from metier.core import StorageError
 from metier.core.files import sha256, storage_error, sync_folder, write_json
 from metier.core.log import warn
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
@@ -47,13 +48,6 @@ class Progress:
     stale: int = 0
     seconds: float = 0.0
     tokens: int = 0
-
-
-def moving_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Everything that training changes, by name: moving parameters, and buffers (running statistics)."""
-    moving = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-    kept = set(module.state_dict(keep_vars=True))
-    return moving | {name: buffer for name, buffer in module.named_buffers() if name in kept}
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
