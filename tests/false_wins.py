@@ -43,7 +43,7 @@ SETTINGS = (
     Setting(300, 3, seed_points=0.03),
     Setting(300, 2),
 )
-RULES = ("single seed", "mean of seeds, examples only", "seeds only", "two-way")
+RULES = ("single seed", "mean of seeds, examples only", "seeds only", "two-way of two mean squares", "two-way")
 
 
 def differences(setting: Setting, generator: np.random.Generator, experiments: int) -> np.ndarray:
@@ -72,8 +72,15 @@ def half_widths(table: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             t.ppf(quantile, rows - 1) * mean.std(axis=1, ddof=1) / rows**0.5,
         ),
         "seeds only": (found.value, t.ppf(quantile, seeds - 1) * each.std(axis=1, ddof=1) / seeds**0.5),
+        "two-way of two mean squares": (found.value, t.ppf(quantile, _of_two_squares(found)) * found.variance**0.5),
         "two-way": (found.value, t.ppf(quantile, found.degrees_of_freedom) * found.variance**0.5),
     }
+
+
+def _of_two_squares(found: two_way.Spread) -> np.ndarray:
+    """Degrees of freedom that take the part of the seeds for a mean square of its own."""
+    between = found.variance - found.of_rows
+    return found.variance**2 / (found.of_rows**2 / (found.clusters - 1) + between**2 / (found.seeds - 1))
 
 
 def simulate(setting: Setting, experiments: int, seed: int = 0) -> dict[str, tuple[float, float]]:
