@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from metier.core.evidence import Baseline, Estimate, Value
+from metier.core.evidence import Baseline, Estimate, Strength, Value
 
 Verdict = Literal["better", "worse", "equivalent", "inconclusive"]
 
@@ -84,19 +84,6 @@ class Trial(Value):
     """Wall time."""
 
 
-class Strength(Value):
-    """The tuned model with only a share of its update, measured on validation."""
-
-    share: float
-    """Share of the update, 0 the base, 1 all of it."""
-    gain: float
-    """Validation loss of the base minus this one, in nats per scored token or row."""
-    kept: float
-    """What is kept of the general ability; see `Cell.kept`."""
-    chosen: bool
-    """Whether the floor chose this share."""
-
-
 class Cell(Value):
     """One arm with one seed, on the test rows."""
 
@@ -105,9 +92,7 @@ class Cell(Value):
     figures: dict[str, float]
     """Every measure by its key."""
     kept: float | None
-    """Share of the general ability that is kept: exp of minus the mean rise of the loss on general text in nats per
-    token for language models, the mean cosine to the base's embeddings for encoders, at most 1; None where nothing
-    was measured."""
+    """Share of the general ability that is kept; see `Strength.kept`. None where nothing was measured."""
     best_step: int
     """Step whose weights were kept."""
     steps: int

@@ -75,6 +75,20 @@ class Baseline(Value):
     """What it reached."""
 
 
+class Strength(Value):
+    """The tuned model with only a share of its update, measured on rows and texts that report nothing else."""
+
+    share: float
+    """Share of the update, 0 the base, 1 all of it."""
+    gain: float
+    """Validation loss of the base minus this one, in nats per scored token or row."""
+    kept: float
+    """Share of the general ability that is kept: exp of minus the mean rise of the loss on general text in nats per
+    token for language models, the mean cosine to the base's embeddings for encoders; at most 1."""
+    chosen: bool
+    """Whether the floor chose this share."""
+
+
 class Answer(Value):
     """One test row with both models' answers."""
 
@@ -214,6 +228,10 @@ class Evidence(Value):
     """Cheap alternatives."""
     cost: Cost
     """What it cost."""
+    floor: float | None = None
+    """Share of the general ability that had to be kept (`train.retain`); None where none was set."""
+    strengths: tuple[Strength, ...] = ()
+    """Shares of the update that were tried, where a floor was set."""
     answers: tuple[Answer, ...]
     """Side-by-side answers; wins, losses and others."""
     breakdowns: tuple[Breakdown, ...] = ()

@@ -3,7 +3,8 @@
 from metier.evaluation.arms import adjusted, over_seeds, pair, usual_delta
 from metier.evaluation.measured import Measured
 from metier.evaluation.metrics import METRICS, check_schema
-from metier.evaluation.pack import Item, read_pack
+from metier.evaluation.pack import Item, general_items, read_pack
+from metier.evaluation.retention import keeping, kept
 from metier.evaluation.suite import compare, measure, primary_metric, side_by_side
 
 __all__ = [
@@ -13,6 +14,9 @@ __all__ = [
     "adjusted",
     "check_schema",
     "compare",
+    "general_items",
+    "keeping",
+    "kept",
     "measure",
     "over_seeds",
     "pair",

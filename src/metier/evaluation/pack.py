@@ -1,13 +1,17 @@
-"""The retention pack: neutral items on which nothing should be lost."""
+"""The retention pack: neutral items on which nothing should be lost, and others that choose or are replayed.
+
+What is reported is measured on the pack alone; what chooses and what is trained on stands in a file of its own, so that
+no reported figure was looked at before.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from metier.core import DataError, Fault, RecipeError
 
@@ -48,8 +52,7 @@ def read_pack(name: str) -> tuple[Item, ...]:
     if name == "off":
         return ()
     if name in SHIPPED:
-        text = resources.files("metier").joinpath("assets/retention/neutral.jsonl").read_text("utf-8")
-        return tuple(item for item in _parse(text, "neutral.jsonl") if item.language in SHIPPED[name])
+        return tuple(item for item in _shipped("neutral.jsonl") if item.language in SHIPPED[name])
     path = Path(name)
     if not path.is_file():
         raise RecipeError(
@@ -59,6 +62,17 @@ def read_pack(name: str) -> tuple[Item, ...]:
         return _parse(path.read_text("utf-8-sig"), str(path))
     except UnicodeDecodeError as error:
         raise DataError(f"not UTF-8 at byte {error.start}", where=str(path), hint="save it as UTF-8") from None
+
+
+def general_items(use: Literal["choosing", "replay"], languages: Collection[str]) -> tuple[Item, ...]:
+    """Shipped items outside the pack: those by which a strength is chosen, or those that may be trained on."""
+    return tuple(
+        item for item in _shipped("general.jsonl") if item.keys["use"] == use and item.language in set(languages)
+    )
+
+
+def _shipped(file: str) -> tuple[Item, ...]:
+    return _parse(resources.files("metier").joinpath(f"assets/retention/{file}").read_text("utf-8"), file)
 
 
 def _parse(text: str, name: str) -> tuple[Item, ...]:

@@ -10,7 +10,7 @@ Shapes: N scored tokens, V vocabulary, B texts, T tokens of the longest, H width
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from metier.adapt import wrapped_base
 from metier.core.log import progress
-from metier.evaluation.measured import Rows
+from metier.evaluation.measured import Measured, Rows
 from metier.tasks import causal, score, to_device
 
 if TYPE_CHECKING:
@@ -121,6 +121,46 @@ def probe_hits(
     return np.array(hits)
 
 
+def kept(before: Measured, after: Measured) -> float | None:
+    """Share of the general ability that is kept, by the figures of the pack; None where they do not tell.
+
+    See `core.evidence.Strength.kept`. Replies and probes are reported beside it and are no part of it.
+    """
+    if any(name.startswith("paraphrase_") for name in after.rows) and "drift" in after.rows:
+        return _share(1 - float(after.rows["drift"].values.mean()))
+    texts = [name for name in after.rows if name.startswith("text_") and name in before.rows]
+    tokens = sum(after.rows[name].weights.sum() for name in texts)
+    if not tokens:
+        return None
+    rise = sum((after.rows[name].values - before.rows[name].values).sum() for name in texts)
+    return min(1.0, math.exp(-rise / tokens))
+
+
+def keeping(
+    task: TextTask[Any], model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Item]
+) -> Callable[[], float]:
+    """How to tell, again and again, what is kept of the ability that the network has now, on texts that choose.
+
+    Args:
+        task: Scores the texts; it retains something.
+        model: The network, which has not moved yet.
+        tokenizer: Its tokenizer.
+        texts: Items of kind "text", none of them of the pack that is reported.
+    """
+    if task.retains == "encoder":
+        words = [item.keys["text"] for item in texts]
+        first = embeddings(model.eval(), tokenizer, words)
+        return lambda: _share(float((embeddings(model.eval(), tokenizer, words) * first).sum(dim=1).mean()))
+    rows = text_rows(texts, tokenizer)
+    tokens = sum(int(row.learnt.sum()) for row in rows)
+
+    def nats() -> float:
+        return float(score(task, model, rows).total_B.sum())
+
+    began = nats()
+    return lambda: min(1.0, math.exp((began - nats()) / tokens))
+
+
 @torch.inference_mode()
 def log_probabilities(
     task: TextTask[Any], model: nn.Module, records: Sequence[Record], answers: Sequence[str]
@@ -190,6 +230,10 @@ def measure_encoder(
         found[f"paraphrase_{language}"] = _share_rows(f"Paraphrase probe, {name}", hits)
         vectors += [anchor, same, other]
     return found, torch.cat(vectors) if vectors else torch.zeros(0, 1)
+
+
+def _share(cosine: float) -> float:
+    return min(1.0, max(0.0, cosine))
 
 
 def distance_rows(title: str, unit: Any, values: Any) -> Rows:

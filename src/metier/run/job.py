@@ -14,7 +14,7 @@ from metier.core import DataError, Fault, RecipeError, log
 from metier.core.rng import derive
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
     from torch import nn
@@ -129,9 +129,26 @@ class Job(ABC):
         """Measured and predicted values for a figure."""
         return ()
 
+    def keeping(self, model: Model, module: nn.Module) -> Callable[[], float]:  # noqa: ARG002
+        """How to tell what is kept of the general ability that the network has now, before it moves.
+
+        Raises:
+            RecipeError: If nothing says so for this kind of task; preparing has refused that already.
+        """
+        raise nothing_kept(self.recipe)
+
     def facts(self) -> Mapping[str, Any]:
         """What whoever loads the result must know beside the recipe."""
         return {}
+
+
+def nothing_kept(recipe: Recipe) -> RecipeError:
+    """What a user is told who sets a floor where nothing says what is kept."""
+    return RecipeError(
+        f"nothing tells what a model for {recipe.task.kind} must keep, so no share of it can be promised",
+        where="train.retain",
+        hint="leave train.retain out; it is for language models and encoders, with evaluate.retention not off",
+    )
 
 
 def measured_rows(test: Sequence[Record], most: int | None, seed: int) -> tuple[Record, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from metier.recipe import CellsTask, ChatTask, ClassifyTask, CompleteTask, OwnTask, Recipe
 from metier.run import text, values
-from metier.run.job import check_machine, doubts
+from metier.run.job import check_machine, doubts, nothing_kept
 
 if TYPE_CHECKING:
     from metier.run.job import Job
@@ -25,6 +25,8 @@ def prepare(recipe: Recipe) -> Job:
 
 
 def _job(recipe: Recipe) -> Job:
+    if recipe.train.retain is not None and isinstance(recipe.task, CellsTask | OwnTask):
+        raise nothing_kept(recipe)
     match recipe.task:
         case ChatTask() | CompleteTask() | ClassifyTask():
             return text.prepare(recipe, recipe.task)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -20,18 +20,19 @@ from metier.core.meter import Meter
 from metier.core.rng import derive, seed_everything
 from metier.core.version import __version__
 from metier.recipe import LoRAMethod, Recipe, dump
-from metier.run import environment
+from metier.run import environment, strength
 from metier.run.folder import RunFolder, claim, enter, write_facts
 from metier.run.foresee import fast, foresee, learning, settle
 from metier.run.job import Job, choose_device, learning_rate, say
 from metier.run.preparation import prepare
+from metier.run.strength import Dial
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from metier.adapt import Adapted
-    from metier.core.evidence import Baseline
+    from metier.core.evidence import Baseline, Strength
     from metier.evaluation import Measured
     from metier.models import Model
     from metier.planning import MethodPlan, Plan
@@ -85,14 +86,16 @@ def run(recipe: Recipe, *, given: str | None = None, command: str = "metier trai
         with meter.phase("train"):
             fit = _fit(setup)
             adapted = _adapt(setup, fit.said)
+            dial = _dial(setup, adapted)
             outcome = _train(setup, adapted, keep_start=bool(fit.said))
+            strengths = _keep_floor(setup, dial, outcome)
         with meter.phase("measure after"):
             after = job.measure(setup.model, adapted.module, base=before)
         with meter.phase("save"):
             _save(setup, adapted, fit.tensors)
-        evidence = _evidence(setup, adapted, outcome, before, after, meter, command, fit.alone)
+        evidence = _evidence(setup, adapted, outcome, before, after, meter, command, fit.alone, strengths)
         _report(setup, evidence)
-        _finish(setup, adapted)
+        _finish(setup, adapted, strengths)
     return folder
 
 
@@ -193,11 +196,6 @@ def _train(setup: Setup, adapted: Adapted, *, keep_start: bool) -> training.Outc
 
     # What is dropped in training is known only now.
     task = job.task.suited(adapted.module)
-
-    def validate() -> float:
-        loss = tasks.score(task, adapted.module, job.validation)
-        return float(loss.total_B.sum() / loss.weight_B.sum())
-
     for text in tasks.reading(task, job.train, job.recipe.train):
         log.note(text)
     checkpointing = setup.planned is not None and setup.planned.checkpointing
@@ -214,7 +212,7 @@ def _train(setup: Setup, adapted: Adapted, *, keep_start: bool) -> training.Outc
             learning_rate=setup.learning_rate,
             adapters=isinstance(job.recipe.method, LoRAMethod),
             precision=setup.precision,
-            validate=validate,
+            validate=_validation(job, task, adapted.module),
             places=training.Places(
                 metrics=setup.folder.metrics,
                 checkpoints=setup.folder.checkpoints,
@@ -228,6 +226,43 @@ def _train(setup: Setup, adapted: Adapted, *, keep_start: bool) -> training.Outc
         f"{outcome.steps}{' (stopped early)' if outcome.stopped_early else ''}"
     )
     return outcome
+
+
+def _validation(job: Job, task: tasks.Task[Any], module: nn.Module) -> Callable[[], float]:
+    """Takes the validation loss of the network as it is."""
+
+    def validate() -> float:
+        loss = tasks.score(task, module, job.validation)
+        return float(loss.total_B.sum() / loss.weight_B.sum())
+
+    return validate
+
+
+def _dial(setup: Setup, adapted: Adapted) -> Dial | None:
+    """What keeps the start of the network, where a floor is set."""
+    job, module = setup.job, adapted.module
+    if job.recipe.train.retain is None:
+        return None
+    dial = Dial(
+        module=module,
+        new=setup.model.new,
+        folder=setup.folder.checkpoints,
+        validate=_validation(job, job.task.suited(module), module),
+        kept=job.keeping(setup.model, module),
+    )
+    dial.begin()
+    return dial
+
+
+def _keep_floor(setup: Setup, dial: Dial | None, outcome: training.Outcome) -> tuple[Strength, ...]:
+    """Use so much of the update as the floor allows."""
+    floor = setup.job.recipe.train.retain
+    if dial is None or floor is None:
+        return ()
+    path = strength.choose(dial.path(outcome.first_loss), floor)
+    dial.turn(_chosen(path).share)
+    log.note(strength.said(path, floor))
+    return path
 
 
 @contextmanager
@@ -277,6 +312,7 @@ def _evidence(
     meter: Meter,
     command: str,
     alone: Sequence[Baseline],
+    strengths: tuple[Strength, ...],
 ) -> Evidence:
     job, recipe = setup.job, setup.job.recipe
     confidence = recipe.evaluate.confidence
@@ -311,7 +347,9 @@ def _evidence(
         answers=job.answers(before, after, primary),
         breakdowns=job.breakdowns(after),
         scatters=job.scatters(after),
-        notes=(*job.notes, *adapted.notes, *before.notes, *after.notes, *_doubts(outcome)),
+        floor=recipe.train.retain,
+        strengths=strengths,
+        notes=(*job.notes, *adapted.notes, *before.notes, *after.notes, *_doubts(outcome), *_floor(recipe, strengths)),
     )
 
 
@@ -350,6 +388,15 @@ def _doubts(outcome: training.Outcome) -> list[str]:
     return doubts
 
 
+def _chosen(strengths: Sequence[Strength]) -> Strength:
+    return next(strength for strength in strengths if strength.chosen)
+
+
+def _floor(recipe: Recipe, strengths: Sequence[Strength]) -> list[str]:
+    floor = recipe.train.retain
+    return [] if floor is None else [strength.said(strengths, floor)]
+
+
 def _result_bytes(folder: RunFolder) -> int:
     if folder.adapter.exists():
         return size_bytes(folder.adapter) + (folder.fitted.stat().st_size if folder.fitted.exists() else 0)
@@ -372,7 +419,7 @@ def _report(setup: Setup, evidence: Evidence) -> None:
     log.note(f"report: {path}")
 
 
-def _finish(setup: Setup, adapted: Adapted) -> None:
+def _finish(setup: Setup, adapted: Adapted, strengths: Sequence[Strength]) -> None:
     import shutil
 
     lineage = setup.model.lineage
@@ -384,6 +431,7 @@ def _finish(setup: Setup, adapted: Adapted) -> None:
         "labels": list(setup.job.labels),
         "method": setup.job.recipe.method.kind,
         "parameters_moved": adapted.moved,
+        **({"strength": _chosen(strengths).share} if strengths else {}),
         **setup.job.facts(),
     }
     write_facts(setup.folder, facts)

@@ -15,11 +15,11 @@ from metier.core.files import sha256
 from metier.data.records import Labelled, Splits
 from metier.models.lean import Layout
 from metier.recipe import ChatTask, ClassifyTask, FreezeMethod, LoRAMethod, Recipe
-from metier.run.job import Job, encode_splits, measured_rows
+from metier.run.job import Job, encode_splits, measured_rows, nothing_kept
 from metier.training import batches
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
     from transformers import PreTrainedTokenizerBase
@@ -85,6 +85,12 @@ class TextJob(Job):
             train=self.splits.train,
         )
 
+    def keeping(self, model: Model, module: nn.Module) -> Callable[[], float]:
+        """By the loss on general texts, or by the likeness of embeddings; on texts that report nothing."""
+        languages = {item.language for item in self.pack}
+        texts = [item for item in evaluation.general_items("choosing", languages) if item.kind == "text"]
+        return evaluation.keeping(self.task, module, models.tokenizer_of(model), texts)
+
     def primary(self, after: Measured) -> str:
         """The first of the task's metrics that could be measured, else the loss."""
         return evaluation.primary_metric(self.task, after)
@@ -137,6 +143,8 @@ def prepare(recipe: Recipe, section: TextTaskSection) -> TextJob:
         context=shape.context,
         seed=recipe.train.seed,
     )
+    if recipe.train.retain is not None and (task.retains == "none" or not pack):
+        raise nothing_kept(recipe)
     train, validation = _encode(task, splits)
     notes = [*splits.notes, *_dropped(splits, train, recipe), *_unknown(train, tokenizer)]
     if head == "seq2seq" and recipe.evaluate.retention != "off":
