@@ -17,7 +17,7 @@ from metier.recipe.section import KindOrWord
 
 MINIMAL = "model: {base: demo}\ndata: {train: a.jsonl}\ntask: chat\n"
 RECIPES = Path(__file__).parents[2] / "recipes"
-MOST_FIELDS = 14
+MOST_FIELDS = 15
 
 
 def sections():

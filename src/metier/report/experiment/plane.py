@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from metier.core.comparison import Arm, Strength
+from metier.core.comparison import Arm
+from metier.core.evidence import Strength
 from metier.report import plots
 from metier.report.charts import Axis, number
 from metier.report.experiment.view import Row, Table, View, ends, numbers
