@@ -94,7 +94,7 @@ def _runner(number: int, module: Any, task: Any, examples: Any, section: TrainSe
     course = Course(
         module, section, rows=len(examples), learning_rate=1e-4, adapters=True, validate=lambda: 0.0, places=places
     )
-    return Runner(number, course, task.suited(module), examples, section)
+    return Runner(number, course, task.suited(module), examples, section, score=lambda _: 0.0)
 
 
 def _in_turn(modules: Sequence[Any], turns: Sequence[Any], precision: Precision) -> None:

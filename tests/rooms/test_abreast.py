@@ -31,7 +31,7 @@ from metier.recipe import (
 )
 from metier.tasks import build
 from metier.training import Arm, Places, abreast, checkpoint, read_metrics, run
-from metier.training.arms import validation_loss
+from metier.training.arms import mean_loss
 from metier.training.precision import Precision
 
 CPU = Precision("fp32", torch.device("cpu"))
@@ -144,7 +144,7 @@ def test_an_arm_is_the_plain_run_bit_for_bit(base, method):
             learning_rate=one.learning_rate,
             adapters=isinstance(method, LoRAMethod),
             precision=CPU,
-            validate=lambda: validation_loss(task, module, one.validation),
+            validate=lambda: mean_loss(task, module, one.validation),
             places=other.places,
         )
     assert told(one) == told(other)

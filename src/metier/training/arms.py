@@ -214,7 +214,7 @@ class _Base:
         kept |= rows
 
 
-def validation_loss(task: Task[Any], module: nn.Module, examples: Sequence[Any]) -> float:
+def mean_loss(task: Task[Any], module: nn.Module, examples: Sequence[Any]) -> float:
     """Mean loss of a scored element."""
     loss = score(task, module, examples)
     return float(loss.total_B.sum() / loss.weight_B.sum())
@@ -246,7 +246,7 @@ def _alone(base: _Base, arm: Arm) -> Trained:
                 learning_rate=arm.learning_rate,
                 adapters=isinstance(arm.method, LoRAMethod),
                 precision=base.precision,
-                validate=partial(validation_loss, task, module, arm.validation),
+                validate=partial(mean_loss, task, module, arm.validation),
                 places=arm.places,
             )
         except DivergedError as error:
@@ -268,7 +268,14 @@ def _in_one_pass(base: _Base, arms: Sequence[Arm]) -> Iterator[Trained]:
         for module in modules:
             stack.enter_context(adapt.lean(module, base.store(module)))
         runners = [
-            Runner(number, _course(arm, adapted.module, task), task, arm.examples, arm.section)
+            Runner(
+                number,
+                _course(arm, adapted.module, task),
+                task,
+                arm.examples,
+                arm.section,
+                score=partial(mean_loss, task, adapted.module),
+            )
             for number, (arm, (adapted, task)) in enumerate(zip(arms, started, strict=True))
         ]
         train(Passes(network, lanes, base.precision, min(arm.section.token_budget for arm in arms)), runners)
@@ -284,6 +291,6 @@ def _course(arm: Arm, module: nn.Module, task: Task[Any]) -> Course:
         rows=len(arm.examples),
         learning_rate=arm.learning_rate,
         adapters=True,
-        validate=partial(validation_loss, task, module, arm.validation),
+        validate=partial(mean_loss, task, module, arm.validation),
         places=arm.places,
     )

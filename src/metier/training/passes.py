@@ -15,12 +15,12 @@ from metier.training.course import Course, Outcome, signals
 from metier.training.loop import checked, less, move
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import nn
 
     from metier.adapt import Lanes
-    from metier.core import Loss
+    from metier.core import InterruptedRunError, Loss
     from metier.recipe import TrainSection
     from metier.tasks import Task
     from metier.training.batches import Step
@@ -31,7 +31,14 @@ class Runner:
     """An arm on its way through the passes."""
 
     def __init__(
-        self, number: int, course: Course, task: Task[Any], examples: Sequence[Any], section: TrainSection
+        self,
+        number: int,
+        course: Course,
+        task: Task[Any],
+        examples: Sequence[Any],
+        section: TrainSection,
+        *,
+        score: Callable[[Sequence[Any]], float],
     ) -> None:
         """Go back to where an earlier call was interrupted, or take the first validation loss.
 
@@ -41,12 +48,14 @@ class Runner:
             task: Suited to the arm's network.
             examples: Encoded training rows.
             section: The recipe's settings.
+            score: Takes the mean loss of some examples with the weights as they are.
         """
         self.number, self.course, self.task = number, course, task
         self._examples, self._section = examples, section
         course.begin()
         self.error: DivergedError | None = None
         self._steps = course.steps()
+        self._watch = course.watch(score)
 
     def turn(self) -> _Turn | None:
         """The next step; None where the arm has ended."""
@@ -54,11 +63,23 @@ class Runner:
         return None if step is None else _Turn(self, step, [self._examples[i] for i in step.rows])
 
     def after(self, found: StepRecord | DivergedError) -> None:
-        """Log, validate and keep the best weights."""
+        """Log, validate, keep the best weights, and save when it is time."""
         if isinstance(found, DivergedError):
             self.error = found
-        else:
+            return
+        try:
             self.course.after_step(found)
+            self.course.save_if_due()
+        except DivergedError as error:
+            self.error = error
+
+    def interrupted(self) -> InterruptedRunError | None:
+        """Save, and say so; nothing of an arm that has diverged."""
+        try:
+            return None if self.error else self.course.interrupted()
+        except DivergedError as error:
+            self.error = error
+            return None
 
     def end(self) -> Outcome | DivergedError:
         """Put the best weights back and sum up; or say why there are none."""
@@ -67,13 +88,17 @@ class Runner:
         except DivergedError as error:
             return error
 
-    def moved(self, sums: _Sums, tokens: int, step: Step, seconds: float, loss: float, norm: float) -> StepRecord:
-        """Take the step whose gradients are there."""
-        course = self.course
+    def moved(self, turn: _Turn, sums: _Sums, seconds: float, loss: float, norm: float) -> StepRecord | DivergedError:
+        """Take the step whose gradients are there, unless the loss says that the weights are being ruined."""
+        course, step = self.course, turn.step
+        try:
+            self._watch.check(loss, rows=turn.rows)
+        except DivergedError as error:
+            return error
         rate = float(course.optimizer.param_groups[0]["lr"])
         move(course.optimizer, sums.weight, norm, self._section.max_grad_norm)
         course.schedule.step()
-        return StepRecord(step.number, step.epoch, loss, norm, rate, sums.weight, tokens, seconds)
+        return StepRecord(step.number, step.epoch, loss, norm, rate, sums.weight, turn.tokens, seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +133,10 @@ def train(passes: Passes, runners: Sequence[Runner]) -> None:
                 turn.runner.after(found)
                 if isinstance(found, StepRecord):
                     show(found.step, f"{len(turns)} arms  {turn.runner.course.line(found)}")
-            going = [runner.course for runner in runners if runner.error is None]
-            if interrupted() and going:
-                errors = [course.interrupted() for course in going]
-                raise errors[0]
-            for course in going:
-                course.save_if_due()
+            if interrupted():
+                errors = [error for runner in runners if (error := runner.interrupted()) is not None]
+                if errors:
+                    raise errors[0]
 
 
 class Passes:
@@ -140,11 +163,10 @@ class Passes:
                 return [error]
             # What is no number may reach its neighbours in a pass: each arm by itself shows whose it is.
             return [result for turn in turns for result in self.step([turn])]
-        tokens = [turn.tokens for turn in turns]
-        seconds = (time.perf_counter() - began) / sum(tokens)
+        seconds = (time.perf_counter() - began) / sum(turn.tokens for turn in turns)
         return [
-            turn.runner.moved(s, count, turn.step, seconds * count, loss, norm)
-            for turn, s, count, (loss, norm) in zip(turns, sums, tokens, found, strict=True)
+            turn.runner.moved(turn, s, seconds * turn.tokens, loss, norm)
+            for turn, s, (loss, norm) in zip(turns, sums, found, strict=True)
         ]
 
     def _gradients(self, turns: Sequence[_Turn]) -> list[_Sums]:
