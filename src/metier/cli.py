@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -222,11 +222,14 @@ def runs(folder: Annotated[Path, typer.Argument(help="Where to look.")] = Path("
 
 
 @app.command()
-def schema(as_json: Json = True) -> None:  # noqa: ARG001 - a schema is JSON in any case
-    """Print the JSON Schema of recipes, for editors."""
-    from metier.recipe import json_schema
+def schema(
+    of: Annotated[Literal["recipe", "evidence", "comparison"], typer.Argument(help="What to describe.")] = "recipe",
+    as_json: Json = True,  # noqa: ARG001 - a schema is JSON in any case
+) -> None:
+    """Print the JSON Schema of recipes, for editors, or of evidence.json or comparison.json, for programs."""
+    from metier import recipe, report
 
-    _print(json_schema())
+    _print(recipe.json_schema() if of == "recipe" else report.json_schema(of))
 
 
 @app.command()

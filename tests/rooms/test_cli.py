@@ -339,6 +339,11 @@ class TestStreams:
         assert done.code == 0
         assert '"note"' not in done.err
 
+    @pytest.mark.parametrize("of", ["evidence", "comparison"])
+    def test_schemas_of_what_programs_read(self, metier, of):
+        schema = one_json(metier("schema", of).out)
+        assert "verdict" in schema["properties"]
+
     def test_schema_is_a_json_schema_of_recipes(self, place, metier):
         import jsonschema
 

@@ -68,6 +68,18 @@ def test_every_case_is_written_and_read_back(tmp_path, case, language):
     assert not re.search(r"\bnan\b|\binf\b", reader.words)
 
 
+@pytest.mark.parametrize("case", made.CASES)
+def test_what_is_written_is_valid_by_its_schema(tmp_path, case):
+    import jsonschema
+
+    report.write_experiment(tmp_path, made.CASES[case]())
+    schema = report.json_schema("comparison")
+    jsonschema.Draft202012Validator.check_schema(schema)
+    written = json.loads((tmp_path / "comparison.json").read_text("utf-8"))
+    jsonschema.Draft202012Validator(schema).validate(written)
+    assert not jsonschema.Draft202012Validator(schema).is_valid({**written, "arms": "none"})
+
+
 def test_a_verdict_that_was_given_is_kept(tmp_path):
     assert "As I said." in Reader(page(tmp_path, made.comparison(verdict=("As I said.",)))).words
 

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from metier.core.comparison import Comparison
 from metier.core.evidence import Evidence
 from metier.core.files import write_json, write_text
+from metier.report.schema import json_schema
 from metier.report.verdict import verdict
 from metier.report.voice import Voice, plain
 from metier.report.words import Language
@@ -28,6 +29,7 @@ __all__ = [
     "compare_table",
     "experiment_table",
     "experiment_verdict",
+    "json_schema",
     "plain",
     "summary",
     "verdict",
