@@ -350,7 +350,7 @@ def test_names_of_points_that_lie_close_stand_apart():
     names = [Name(f"a name of arm {i}", "", (0.5 + 0.001 * i, 0.5)) for i in range(6)]
     plot = Plot(axis, axis, 300, names=names)
     spots = [spot for _, spot in plots.placed(plot)]
-    width = plots.columns(names[0].text) * plots.COLUMN
+    width = plots.pixels(names[0].text)
     for i, one in enumerate(spots):
         for other in spots[:i]:
             left, right = (plots._sides(spot, width, 225) for spot in (one, other))

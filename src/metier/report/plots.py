@@ -31,9 +31,11 @@ from metier.report.charts import (
 
 WIDTHS = (225, 330, 480, 700, 960)
 """Widths in CSS pixels at which names must stand free: of a telephone to that of the page."""
-COLUMN = 6.3
-"""CSS pixels that a narrow character of a name takes, generously; a wide one takes two."""
-LONGEST = 26
+NARROW, BROAD = 7.3, 12.0
+"""CSS pixels that a character of a name takes, generously, for fonts differ: most letters, and all others."""
+_BROAD = frozenset("MWmw@%&#<>=+~")
+"""Characters of ASCII that take more than a letter."""
+LONGEST = 24
 """Columns of a name; a longer one is cut, for the table has all of it."""
 Anchor = Literal["start", "middle", "end"]
 _ENDS: tuple[tuple[float, float, Anchor], ...] = ((0, 6, "start"), (100, -6, "end"), (50, 0, "middle"))
@@ -196,7 +198,7 @@ def placed(plot: Plot) -> Iterator[tuple[Name, Spot]]:
     """Every name at the best place that is left, in the order given: what matters most comes first."""
     taken = _Taken([*((*place, _REACH) for place in _obstacles(plot)), *((*place, _THIN) for place in _ruled(plot))])
     for name in plot.names:
-        width = columns(cut(name.text)) * COLUMN
+        width = pixels(cut(name.text))
         scored = [(spot.cost + _conflicts(spot, width, taken, plot.height), i, spot) for i, spot in _spots(plot, name)]
         cost, _, best = min(scored, key=lambda item: item[:2])
         if name.is_optional and cost >= _HIDDEN:
@@ -245,7 +247,7 @@ def spaced(scale: Scale, marks: Sequence[tuple[float, str]]) -> list[tuple[float
             kept.append((place, label))
             continue
         apart = (scale.percent(kept[-1][0]) - scale.percent(place)) / 100 * WIDTHS[0]
-        if apart > (columns(label) + columns(kept[-1][1])) / 2 * COLUMN + 8:
+        if apart > (pixels(label) + pixels(kept[-1][1])) / 2 + 8:
             kept.append((place, label))
     return kept[::-1]
 
@@ -261,6 +263,12 @@ def power_of_ten(value: float) -> str:
 def columns(text: str) -> int:
     """Columns that a text takes: wide characters take two. Source: Unicode Annex 11."""
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def pixels(text: str) -> float:
+    """About how wide a name is drawn, rather too much than too little."""
+    latin = 0x250
+    return sum(BROAD if ord(sign) >= latin or sign in _BROAD else NARROW for sign in text)
 
 
 def cut(text: str, longest: int = LONGEST) -> str:
@@ -319,7 +327,7 @@ def _spots(plot: Plot, name: Name) -> Iterator[tuple[int, Spot]]:
 
 def _around(at: Point) -> Iterator[Spot]:
     percent, down = at
-    for far in (11.0, 22.0, 36.0, 52.0, 70.0):
+    for far in (11.0, 22.0, 36.0, 52.0, 70.0, 90.0, 112.0):
         # The first ring touches; the farther ones get a line to what they name, and cost for it.
         cost = (far - 11) / 4
         yield Spot(percent, far, down + 4, "start", cost)
