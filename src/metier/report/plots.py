@@ -35,8 +35,8 @@ NARROW, BROAD = 7.3, 12.0
 """CSS pixels that a character of a name takes, generously, for fonts differ: most letters, and all others."""
 _BROAD = frozenset("MWmw@%&#<>=+~")
 """Characters of ASCII that take more than a letter."""
-LONGEST = 24
-"""Columns of a name; a longer one is cut, for the table has all of it."""
+LONGEST = 178.0
+"""CSS pixels of a name; a longer one is cut, for the table has all of it."""
 Anchor = Literal["start", "middle", "end"]
 _ENDS: tuple[tuple[float, float, Anchor], ...] = ((0, 6, "start"), (100, -6, "end"), (50, 0, "middle"))
 """Where a name could stand along a line across: percent, pixels from there, and its end that stands there."""
@@ -271,15 +271,15 @@ def pixels(text: str) -> float:
     return sum(BROAD if ord(sign) >= latin or sign in _BROAD else NARROW for sign in text)
 
 
-def cut(text: str, longest: int = LONGEST) -> str:
+def cut(text: str) -> str:
     """The text, its end left out where it is too long to stand in a plot."""
-    if columns(text) <= longest:
+    if pixels(text) <= LONGEST:
         return text
     kept = ""
-    for character in text:
-        if columns(kept + character) >= longest:
+    for sign in text:
+        if pixels(kept + sign + "…") > LONGEST:
             break
-        kept += character
+        kept += sign
     return kept.rstrip() + "…"
 
 
@@ -301,7 +301,7 @@ def _conflicts(spot: Spot, width: float, taken: _Taken, height: int) -> float:
         for other, other_width in taken.names
         if top < other.down + _DOWN + 1 and other.down - _UP - 1 < bottom
     ]
-    cost = 60.0 if top < -6 or bottom > height + 2 else 0.0
+    cost = 200.0 if top < -6 or bottom > height + 2 else 0.0
     for whole in WIDTHS:
         left, right = _sides(spot, width, whole)
         covered = sum(
@@ -309,8 +309,8 @@ def _conflicts(spot: Spot, width: float, taken: _Taken, height: int) -> float:
             for other_left, other_right in (_sides(*name, whole) for name in names)
         )
         marks = sum(left - reach < percent * whole / 100 < right + reach for percent, reach in level)
-        here = 100.0 * covered + min(_HIDDEN + 4 * marks, 50.0) * bool(marks)
-        cost = max(cost, here, 60.0 * (left < -2 or right > whole + 2))
+        here = 300.0 * covered + min(_HIDDEN + 4 * marks, 50.0) * bool(marks)
+        cost = max(cost, here, 200.0 * (left < -2 or right > whole + 2))
     return cost
 
 
@@ -327,7 +327,7 @@ def _spots(plot: Plot, name: Name) -> Iterator[tuple[int, Spot]]:
 
 def _around(at: Point) -> Iterator[Spot]:
     percent, down = at
-    for far in (11.0, 22.0, 36.0, 52.0, 70.0, 90.0, 112.0):
+    for far in (11.0, 22.0, 36.0, 52.0, 70.0, 90.0, 112.0, 136.0, 162.0):
         # The first ring touches; the farther ones get a line to what they name, and cost for it.
         cost = (far - 11) / 4
         yield Spot(percent, far, down + 4, "start", cost)
@@ -337,6 +337,9 @@ def _around(at: Point) -> Iterator[Spot]:
         for sign, lower in ((-1, 0), (1, 9)):
             yield Spot(percent, 0.7 * far, down + sign * 0.8 * far + lower, "start", cost + 0.4)
             yield Spot(percent, -0.7 * far, down + sign * 0.8 * far + lower, "end", cost + 0.5)
+            # A long name beside a point near the middle fits a narrow screen only from its edge.
+            yield Spot(0, 2, down + sign * far + lower, "start", cost + 10)
+            yield Spot(100, -2, down + sign * far + lower, "end", cost + 10)
 
 
 def _along(plot: Plot, rule: Rule) -> Iterator[Spot]:
@@ -422,6 +425,8 @@ def _name(plot: Plot, name: Name, spot: Spot) -> Markup:
     if isinstance(name.of, Rule) or spot.cost < 1:
         return text
     percent, down = plot.place(name.of)
+    if spot.percent != percent:
+        return text
     leader = Markup(
         '<svg x="{:.2f}%" y="{:.1f}" aria-hidden="true"><path class="leader" d="M0 0L{:.1f} {:.1f}"/></svg>'
     ).format(percent, down, spot.across * 0.85, spot.down - 4 - down)
