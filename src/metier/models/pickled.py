@@ -6,46 +6,27 @@ come the tree of class names and the plain attributes, from which a network can 
 
 from __future__ import annotations
 
-import math
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from metier.core import ModelError
-from metier.models.pickle_machine import Calls, Name, PickleDamagedError, Thing, from_pairs, keys_of, run
+from metier.core import ModelError, UnsafeError
+from metier.models import pickle_machine, torch_file
+from metier.models.pickle_machine import Name, PickleDamagedError, Thing
 
 Plain = bool | int | float | str | None
 
-STORAGES: Mapping[str, torch.dtype] = {
-    "torch.DoubleStorage": torch.float64,
-    "torch.FloatStorage": torch.float32,
-    "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16,
-    "torch.CharStorage": torch.int8,
-    "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool,
-    "torch.ComplexFloatStorage": torch.complex64,
-    "torch.ComplexDoubleStorage": torch.complex128,
-}
-"""Names that torch gives its storages in files."""
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-"""First value of the format before PyTorch 1.6. Source: torch/serialization.py."""
-LARGEST_PROGRAM = 64 << 20
-"""Bytes of a pickle in a zip archive; weights lie beside it."""
 MOST_MODULES = 100_000
 DEEPEST = 100
-MOST_DIMENSIONS = 64
-ROOM = 1 << 24
-"""Elements by which a tensor that repeats its storage may be larger than it."""
+MOST_NAMED, MOST_CHARACTERS = 1_000_000, 1 << 24
+"""Tensors and attributes of a module's tree, and letters of their paths: a part may stand in many places of it."""
+MOST_NOTED = 1000
 NETWORKS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
 """Keys under which checkpoints keep the network."""
 WRAPPERS = frozenset({"DataParallel", "DistributedDataParallel"})
@@ -69,18 +50,21 @@ class Pickled:
     """What a file holds.
 
     Attributes:
-        kind: Whether it is a state dict, a whole module, or a checkpoint that holds one of them among other things.
+        kind: Whether it is a state dict, a whole module, or a checkpoint that holds one of them among other things; a
+            program is what `look` finds where no network can be made out behind its calls.
         tensors: Weights and buffers of the network by their names in a state dict; tied ones share memory.
         classes: Class of each module by its path, the network itself under ""; empty for a state dict.
         scalars: Plain attributes of the modules, such as "enc.max_seq_len"; empty for a state dict.
         others: What else a checkpoint holds: plain values, and containers of plain values and tensors.
+        calls: What the file would have called, in the order in which it asks for it; only `look` gives any.
     """
 
-    kind: Literal["state dict", "module", "checkpoint"]
+    kind: Literal["state dict", "module", "checkpoint", "program"]
     tensors: Mapping[str, Tensor]
     classes: Mapping[str, str] = field(default_factory=dict)
     scalars: Mapping[str, Plain] = field(default_factory=dict)
     others: Mapping[str, Any] = field(default_factory=dict)
+    calls: tuple[str, ...] = ()
 
 
 def read(path: Path) -> Pickled:
@@ -90,10 +74,40 @@ def read(path: Path) -> Pickled:
         ModelError: If the file is damaged, or holds no network.
         UnsafeError: If it would call anything but what torch's own files call.
     """
+    with _in_one_message(path):
+        return _sorted_out(torch_file.value(path, torch_file.Weights(), pickle_machine.refuse))
+
+
+def look(path: Path) -> Pickled:
+    """As `read`, but without weights (the tensors lie on the device "meta"), and calls are noted, not refused.
+
+    Raises:
+        ModelError: If the file is damaged.
+    """
+    noted: list[str] = []
+
+    def note(function: str, arguments: tuple[Any, ...]) -> None:
+        if len(noted) < MOST_NOTED:
+            noted.append(pickle_machine.shown_call(function, arguments))
+
+    with _in_one_message(path):
+        try:
+            return replace(_sorted_out(torch_file.value(path, torch_file.NoWeights(), note)), calls=tuple(noted))
+        except PickleDamagedError as error:
+            if noted:  # what calls return is not known, so that what is built from it may not hold together
+                return Pickled("program", {}, calls=tuple(noted))
+            raise error from None
+
+
+@contextmanager
+def _in_one_message(path: Path) -> Iterator[None]:
     if not path.is_file():
         raise ModelError("there is no such file", where=str(path), hint="name a file that torch.save wrote")
     try:
-        return _sorted_out(_zipped(path) if zipfile.is_zipfile(path) else _legacy(path.read_bytes()))
+        yield
+    except UnsafeError as error:
+        (fault,) = error.faults
+        raise UnsafeError(fault.what, where=str(path), hint=fault.hint) from None
     except (PickleDamagedError, zipfile.BadZipFile, struct.error, NotImplementedError, *BROKEN) as error:
         raise ModelError(
             f"the file cannot be read as one of torch.save: {' '.join(str(error).split())[:200]}",
@@ -102,185 +116,21 @@ def read(path: Path) -> Pickled:
         ) from error
 
 
-class _Storages:
-    """The storages of a file, each made once."""
-
-    def __init__(self, fetch: Callable[[str, torch.dtype, int], Tensor], most_bytes: int) -> None:
-        self._fetch, self._left = fetch, most_bytes
-        self.found: dict[str, Tensor] = {}
-
-    def __call__(self, identity: Any) -> Any:
-        """The storage of a persistent id, in one dimension; the old format also wraps classes, to keep their text."""
-        if identity[0] == "module":
-            return identity[1]
-        word, kind, key, _, count, *rest = identity
-        if word != "storage" or not isinstance(key, str) or not isinstance(count, int) or any(rest):
-            raise PickleDamagedError("a storage is not named as torch names it")
-        dtype = STORAGES[str(kind)] if isinstance(kind, Name) else None
-        if dtype is None or count < 0:
-            raise PickleDamagedError("a storage has no known type or size")
-        if key not in self.found:
-            self._left -= count * dtype.itemsize
-            if self._left < 0:
-                raise PickleDamagedError("its storages are larger than the file")
-            self.found[key] = self._fetch(key, dtype, count)
-        storage = self.found[key]
-        if storage.dtype != dtype or storage.numel() != count:
-            raise PickleDamagedError(f"storage {key} is named with two sizes or types")
-        return storage
-
-
-def _zipped(path: Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        programs = [name for name in names if name.endswith("/data.pkl")]
-        if len(programs) != 1 or len(set(names)) != len(names):
-            raise PickleDamagedError("the archive does not hold one data.pkl")
-        root = programs[0].removesuffix("data.pkl")
-        if f"{root}constants.pkl" in names:
-            raise PickleDamagedError("it is a TorchScript archive, which is a program and no network")
-        if f"{root}byteorder" in names and _stored(archive, f"{root}byteorder", 16) != b"little":
-            raise PickleDamagedError("its numbers are big-endian")
-
-        def fetch(key: str, dtype: torch.dtype, count: int) -> Tensor:
-            name, length = f"{root}data/{key}", count * dtype.itemsize
-            found = bytearray(_stored(archive, name, length))
-            if len(found) != length:
-                raise PickleDamagedError(f"{name} has {len(found)} bytes instead of {length}")
-            return torch.frombuffer(found, dtype=dtype) if count else torch.empty(0, dtype=dtype)
-
-        program = _stored(archive, programs[0], LARGEST_PROGRAM)
-        value, _ = run(program, 0, CALLS, _Storages(fetch, path.stat().st_size))
-        return value
-
-
-def _stored(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
-    """An entry that lies uncompressed in the archive, as torch writes them."""
-    entry = archive.getinfo(name)
-    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-        raise PickleDamagedError(f"{name} is compressed, which torch never does")
-    if entry.file_size > most:
-        raise PickleDamagedError(f"{name} is larger than it may be")
-    return archive.read(entry)
-
-
-def _legacy(data: bytes) -> Any:
-    """The format before PyTorch 1.6: five pickles, then the bytes of the storages."""
-
-    def nothing(_: Any) -> Any:
-        raise PickleDamagedError("a storage stands before the network")
-
-    magic, place = run(data, 0, CALLS, nothing)
-    if magic != LEGACY_MAGIC:
-        raise PickleDamagedError("it is neither of torch's formats")
-    for _ in ("protocol", "system"):
-        _, place = run(data, place, CALLS, nothing)
-    storages = _Storages(lambda _, dtype, count: torch.empty(count, dtype=dtype), len(data))
-    value, place = run(data, place, CALLS, storages)
-    keys, place = run(data, place, CALLS, nothing)
-    if not isinstance(keys, list) or set(keys) != set(storages.found):
-        raise PickleDamagedError("its list of storages is not the one it uses")
-    for key in keys:
-        storage = storages.found[key]
-        (count,) = struct.unpack_from("<q", data, place)
-        if count != storage.numel():
-            raise PickleDamagedError(f"storage {key} has {count} elements instead of {storage.numel()}")
-        place += 8
-        if count:
-            storage.copy_(torch.frombuffer(bytearray(data[place : place + storage.nbytes]), dtype=storage.dtype))
-        place += storage.nbytes
-    return value
-
-
-def _tensor(storage: Any, offset: Any, sizes: Any, strides: Any, *_: Any) -> Tensor:
-    """A view of a storage, once it is certain that it stays inside."""
-    if not isinstance(storage, Tensor) or not _are_counts((offset, *sizes, *strides)):
-        raise PickleDamagedError("a tensor has no storage, or a size that is no count")
-    if len(sizes) != len(strides) or len(sizes) > MOST_DIMENSIONS:
-        raise PickleDamagedError("a tensor's sizes and strides do not fit together")
-    elements = math.prod(sizes)
-    last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
-    if elements and last >= storage.numel():
-        raise PickleDamagedError("a tensor reaches beyond its storage")
-    if elements > storage.numel() + ROOM:
-        raise PickleDamagedError("a tensor repeats its storage too often")
-    if not elements:
-        return torch.empty(tuple(sizes), dtype=storage.dtype)
-    return storage.as_strided(tuple(sizes), tuple(strides), offset)
-
-
-def _are_counts(values: tuple[Any, ...]) -> bool:
-    return all(type(value) is int and 0 <= value < 1 << 48 for value in values)
-
-
-def _parameter(data: Any, *_: Any) -> Tensor:
-    if not isinstance(data, Tensor):
-        raise PickleDamagedError("a parameter is no tensor")
-    return data
-
-
-def _object(kind: Any, *_: Any) -> Thing:
-    if not isinstance(kind, Name):
-        raise PickleDamagedError("an object has no class")
-    return Thing(kind)
-
-
-def _inert(name: str) -> Callable[..., Thing]:
-    """A call that only makes a value which no network needs."""
-    module, _, last = name.rpartition(".")
-    return lambda *arguments: Thing(Name(module, last), arguments)
-
-
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    if encoding != "latin1":
-        raise PickleDamagedError("bytes in an encoding that no pickler writes")
-    return text.encode("latin1")
-
-
-INERT = (
-    "functools.partial",
-    "numpy.dtype",
-    "numpy.core.multiarray._reconstruct",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray._reconstruct",
-    "numpy._core.multiarray.scalar",
-)
-CALLS: Calls = {
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch._utils._rebuild_parameter_with_state": _parameter,
-    "torch.Size": lambda sizes=(): tuple(sizes),
-    "torch.device": lambda *words: ":".join(map(str, words)),
-    "collections.OrderedDict": from_pairs,
-    "collections.defaultdict": lambda *_: {},
-    "builtins.dict": from_pairs,
-    "builtins.list": lambda values=(): list(values),
-    "builtins.tuple": lambda values=(): tuple(values),
-    "builtins.set": keys_of,
-    "builtins.frozenset": keys_of,
-    "__builtin__.set": keys_of,
-    "copyreg._reconstructor": _object,
-    "copy_reg._reconstructor": _object,
-    "_codecs.encode": _encode,
-    **{name: _inert(name) for name in INERT},
-}
-"""The calls that honest files make, each with the meaning it has here."""
-
-
 def _sorted_out(value: Any) -> Pickled:
     if _is_module(value):
         return _module(value)
     if not isinstance(value, dict):
         raise PickleDamagedError("it holds no network")
-    if _is_state(value):
-        return Pickled("state dict", _without_wrapper(value))
     for key in NETWORKS:
         inner = value.get(key)
         if _is_module(inner) or _is_state(inner):
             found = _sorted_out(inner)
-            others = {str(name): other for name, other in value.items() if name != key and _is_known(other, set())}
+            named = {name: other for name, other in value.items() if isinstance(name, str) and name != key}
+            others = {name: other for name, other in named.items() if _is_known(other, set())}
             return Pickled("checkpoint", found.tensors, found.classes, found.scalars, others)
+    # Last, for a checkpoint may hold a tensor of its own beside the network, such as the state of the dice.
+    if _is_state(value):
+        return Pickled("state dict", _without_wrapper(value))
     raise PickleDamagedError("it holds no network")
 
 
@@ -309,7 +159,12 @@ def _module(root: Thing) -> Pickled:
     tensors: dict[str, Tensor] = {}
     classes: dict[str, str] = {}
     scalars: dict[str, Plain] = {}
+    count = characters = 0
     for path, module in _walk(root):
+        names = _names(module)
+        count, characters = count + len(names), characters + len(path) * len(names) + sum(map(len, names))
+        if count > MOST_NAMED or characters > MOST_CHARACTERS:
+            raise PickleDamagedError("its modules hold the same things again and again")
         classes[path] = str(module.kind)
         before = f"{path}." if path else ""
         tensors |= {f"{before}{name}": tensor for name, tensor in _tensors(module)}
@@ -319,9 +174,16 @@ def _module(root: Thing) -> Pickled:
     return Pickled("module", tensors, classes, scalars)
 
 
+def _names(module: Thing) -> list[str]:
+    """Names of everything that a module holds and that is kept."""
+    held = [name for group in ("_parameters", "_buffers", "_modules") for name, _ in _named(module, group)]
+    return [*held, *(name for name in module.state if isinstance(name, str))]
+
+
 def _tensors(module: Thing) -> Iterator[tuple[str, Tensor]]:
     """Parameters, and the buffers that a state dict would hold."""
-    hidden = module.state.get("_non_persistent_buffers_set") or ()
+    said = module.state.get("_non_persistent_buffers_set")
+    hidden = said if isinstance(said, set | frozenset) else frozenset()
     buffers = [(name, value) for name, value in _named(module, "_buffers") if name not in hidden]
     for name, value in (*_named(module, "_parameters"), *buffers):
         if isinstance(value, Tensor):
@@ -329,7 +191,11 @@ def _tensors(module: Thing) -> Iterator[tuple[str, Tensor]]:
 
 
 def _is_scalar(name: Any, value: Any) -> bool:
-    return not str(name).startswith("_") and (value is None or isinstance(value, bool | int | float | str))
+    return (
+        isinstance(name, str)
+        and not name.startswith("_")
+        and (value is None or isinstance(value, bool | int | float | str))
+    )
 
 
 def _walk(root: Thing) -> Iterator[tuple[str, Thing]]:
