@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-DEFAULT_ALIGNMENT = 32
+DEFAULT_ALIGNMENT, LARGEST_ALIGNMENT = 32, 1 << 20
 MOST_DIMENSIONS = 4
 MOST_NESTING = 4
+MOST_VALUES = 4_000_000
+"""Metadata and tensors together; a value of one byte takes eight or more once read; a vocabulary has a million."""
 FORMATS = ("B", "b", "H", "h", "I", "i", "f", "?", None, None, "Q", "q", "d")
 """struct's letter for each value type, by its number; strings (8) and arrays (9) have none."""
 STRING, ARRAY = 8, 9
@@ -71,7 +73,7 @@ def read(path: Path, *, extra: str = "gguf") -> Header:
     require_package(path, extra)
     with path.open("rb") as file:
         if path.stat().st_size < len(MAGIC) + 20:
-            raise _broken(path, "the file is too short to be a GGUF file")
+            raise _broken(path, 0, "the file is too short to be a GGUF file")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             return _Reader(path, view).header()
 
@@ -105,20 +107,29 @@ class _Reader:
     """A cursor over the file that refuses to read past its end."""
 
     def __init__(self, path: Path, view: mmap.mmap) -> None:
-        self.path, self.view, self.at, self.size = path, view, 0, len(view)
+        self.path, self.view, self.at, self.size, self.left = path, view, 0, len(view), MOST_VALUES
+
+    def broken(self, what: str) -> ModelError:
+        """The fault of what was read last."""
+        return _broken(self.path, self.at, what)
 
     def header(self) -> Header:
         """Magic, version, counts, metadata, tensors."""
         if self.view[:4] != MAGIC:
-            raise _broken(self.path, f"the file starts with {self.view[:4]!r} instead of {MAGIC!r}")
+            raise self.broken(f"the file starts with {self.view[:4]!r} instead of {MAGIC!r}")
         self.at = 4
         version = self.number("I")
         if version not in VERSIONS:
-            raise _broken(self.path, f"GGUF version {version} is not one of {', '.join(map(str, VERSIONS))}")
+            raise self.broken(f"GGUF version {version} is not one of {', '.join(map(str, VERSIONS))}")
         tensors, pairs = self.number("Q"), self.number("Q")
         self.fits(tensors, SMALLEST_TENSOR_BYTES, "tensors")
         self.fits(pairs, SMALLEST_PAIR_BYTES, "metadata entries")
-        metadata = {self.text(): self.value(self.number("I")) for _ in range(pairs)}
+        metadata: dict[str, Any] = {}
+        for _ in range(pairs):
+            key = self.text()
+            if key in metadata:
+                raise self.broken(f"the entry {key[:80]!r} stands there twice")
+            metadata[key] = self.value(self.number("I"))
         found = [self.tensor() for _ in range(tensors)]
         return Header(self.path, metadata, self.placed(found, metadata))
 
@@ -126,26 +137,30 @@ class _Reader:
         """One number of struct's type `letter`, little-endian."""
         length = struct.calcsize(letter)
         if self.at + length > self.size:
-            raise _broken(self.path, "the header ends in the middle")
+            raise self.broken("the header ends in the middle")
         (value,) = struct.unpack_from(f"<{letter}", self.view, self.at)
         self.at += length
         return value
 
     def fits(self, count: int, each_bytes: int, what: str) -> None:
         """Refuse a count that the rest of the file cannot hold."""
+        self.left -= count
+        if self.left < 0:
+            raise self.broken(f"its header holds more than {MOST_VALUES:,} values")
         if count * each_bytes > self.size - self.at:
-            raise _broken(self.path, f"it claims {count:,} {what}, more than its {self.size:,} bytes can hold")
+            raise self.broken(f"it claims {count:,} {what}, more than its {self.size:,} bytes can hold")
 
     def text(self) -> str:
         """A string: its length in bytes, then UTF-8."""
         length = self.number("Q")
-        self.fits(length, 1, "bytes of text")
+        if length > self.size - self.at:
+            raise self.broken(f"it claims a text of {length:,} bytes, the file has {self.size:,}")
         raw = self.view[self.at : self.at + length]
         self.at += length
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise _broken(self.path, "a name in the header is not UTF-8") from error
+            raise self.broken("a name in the header is not UTF-8") from error
 
     def value(self, kind: int, depth: int = 0) -> Any:
         """A metadata value of the numbered type."""
@@ -154,13 +169,13 @@ class _Reader:
         if kind == ARRAY:
             return self.array(depth)
         if kind >= len(FORMATS):
-            raise _broken(self.path, f"a metadata entry has the unknown type {kind}")
+            raise self.broken(f"a metadata entry has the unknown type {kind}")
         return self.number(str(FORMATS[kind]))
 
     def array(self, depth: int) -> list[Any]:
         """A list: type, count, values."""
         if depth >= MOST_NESTING:
-            raise _broken(self.path, "lists are nested too deeply")
+            raise self.broken("lists are nested too deeply")
         kind, count = self.number("I"), self.number("Q")
         letter = FORMATS[kind] if kind < len(FORMATS) else None
         if letter is None:
@@ -175,7 +190,7 @@ class _Reader:
         """One tensor's description; `start` still counts from the data section."""
         name, dimensions = self.text(), self.number("I")
         if not 1 <= dimensions <= MOST_DIMENSIONS:
-            raise _broken(self.path, f"tensor {name!r} claims {dimensions} axes")
+            raise self.broken(f"tensor {name!r} claims {dimensions} axes")
         shape = tuple(self.number("Q") for _ in range(dimensions))[::-1]
         kind, start = self.number("I"), self.number("Q")
         return Tensor(name, shape, kind, start, self.length(name, shape, kind))
@@ -185,23 +200,32 @@ class _Reader:
         from gguf.constants import GGML_QUANT_SIZES
 
         if kind not in GGML_QUANT_SIZES:
-            raise _broken(self.path, f"tensor {name!r} has the unknown quantisation {kind}")
+            raise self.broken(f"tensor {name!r} has the unknown quantisation {kind}")
         block, block_bytes = GGML_QUANT_SIZES[kind]
         if shape[-1] % block:
-            raise _broken(self.path, f"rows of tensor {name!r} are not whole blocks of {block}")
+            raise self.broken(f"rows of tensor {name!r} are not whole blocks of {block}")
         return int(math.prod(shape) // block * block_bytes)
 
     def placed(self, tensors: list[Tensor], metadata: dict[str, Any]) -> tuple[Tensor, ...]:
         """The tensors with `start` counted from the start of the file, each one inside it."""
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
-        if not isinstance(alignment, int) or alignment < 1:
-            raise _broken(self.path, f"its alignment is {alignment!r}")
+        if type(alignment) is not int or not 1 <= alignment <= LARGEST_ALIGNMENT:
+            raise self.broken(f"its alignment is {alignment!r}")
         data = -(-self.at // alignment) * alignment
-        for tensor in tensors:
+        end, before = 0, ""
+        for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.bytes)):
             if data + tensor.start + tensor.bytes > self.size:
-                raise _broken(self.path, f"tensor {tensor.name!r} lies outside the file's {self.size:,} bytes")
+                what = f"tensor {tensor.name[:80]!r} lies outside the file's {self.size:,} bytes"
+                raise _broken(self.path, data + tensor.start, what)
+            if tensor.start < end and tensor.bytes:
+                what = f"the tensors {before[:80]!r} and {tensor.name[:80]!r} overlap"
+                raise _broken(self.path, data + tensor.start, what)
+            end, before = tensor.start + tensor.bytes, tensor.name
+        if len({tensor.name for tensor in tensors}) < len(tensors):
+            raise self.broken("two tensors have one name")
         return tuple(Tensor(t.name, t.shape, t.kind, data + t.start, t.bytes) for t in tensors)
 
 
-def _broken(path: Path, what: str) -> ModelError:
-    return ModelError(what, where=str(path), hint="the file is damaged or is no GGUF file; get it again")
+def _broken(path: Path, at: int, what: str) -> ModelError:
+    hint = "the file is damaged or is no GGUF file; get it again"
+    return ModelError(what, where=f"{path}: byte {at:,}", hint=hint)

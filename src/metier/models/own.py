@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from metier.core import Fault, MetierError, ModelError, RecipeError, log
 from metier.core.files import sha256, write_json
-from metier.models import pickled
+from metier.models import pickled, safetensors_file
 from metier.models.tensors import write_tensors
 
 if TYPE_CHECKING:
@@ -151,17 +150,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         ModelError: If there is none, or it is damaged.
     """
-    from safetensors.torch import load_file
-
     if path.is_dir():
         path /= WEIGHTS
     if path.suffix != ".safetensors":
         return dict(pickled.read(path).tensors)
-    try:
-        return dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        hint = "name a .safetensors file or one that torch.save wrote"
-        raise ModelError(f"the weights cannot be read: {error}", where=str(path), hint=hint) from error
+    return safetensors_file.load(path)
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:

@@ -6,10 +6,9 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from metier.core import Fault, ModelError
 from metier.core.files import write_json
+from metier.models import safetensors_file
 from metier.models.cellnet.network import CellNet
 from metier.models.cellnet.panels import CellConfig
 from metier.models.tensors import write_tensors
@@ -33,12 +32,10 @@ def load(folder: Path) -> CellNet:
     Raises:
         ModelError: If a file is missing or damaged, or tensors are missing, left over or misshapen.
     """
-    from safetensors.torch import load_file
-
     try:
         network = CellNet(CellConfig.read(json.loads((folder / CONFIG).read_text("utf-8"))))
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, ArithmeticError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        tensors = safetensors_file.load(folder / WEIGHTS)
+    except (OSError, ValueError, ArithmeticError, KeyError, TypeError, RuntimeError) as error:
         raise ModelError(
             f"the network cannot be read: {' '.join(str(error).split())[:200]}",
             where=str(folder),

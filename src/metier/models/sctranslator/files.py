@@ -9,12 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from metier.core import Fault, ModelError
 from metier.core.files import storage_error, write_json
-from metier.models import pickled
+from metier.models import pickled, safetensors_file
 from metier.models.sctranslator.network import Rows, ScTranslator
 from metier.models.sctranslator.shape import Shape
 from metier.models.tensors import write_tensors
@@ -74,7 +73,7 @@ def read(path: Path) -> ScTranslator:
     if path.name == WEIGHTS and (path.parent / CONFIG).is_file():
         return load(path.parent)
     if path.suffix == ".safetensors":
-        return from_original(_safetensors(path))
+        return from_original(safetensors_file.load(path))
     found = pickled.read(path)
     network = from_original(found.tensors)
     _confirm(network.shape, found.scalars, path)
@@ -155,14 +154,12 @@ def load(folder: Path) -> ScTranslator:
     Raises:
         ModelError: If a file is missing or damaged, or tensors are missing, left over or misshapen.
     """
-    from safetensors.torch import load_file
-
     try:
         config = json.loads((folder / CONFIG).read_text("utf-8"))
         shape = Shape(**{name: int(config[name]) for name in Shape.__slots__})
         network = ScTranslator(shape, **{name: config[name] for name in ("dropout", "redraw_interval", "seed")})
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        tensors = safetensors_file.load(folder / WEIGHTS)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelError(
             f"the network cannot be read: {' '.join(str(error).split())[:200]}",
             where=str(folder),
@@ -170,17 +167,6 @@ def load(folder: Path) -> ScTranslator:
         ) from error
     _fill(network, tensors)
     return network.eval()
-
-
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    try:
-        found: dict[str, Tensor] = load_file(path)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        what = f"the file cannot be read: {' '.join(str(error).split())[:200]}"
-        raise ModelError(what, where=str(path), hint="get it again, or name a file of torch.save") from error
-    return found
 
 
 def _confirm(shape: Shape, scalars: Mapping[str, object], path: Path) -> None:
