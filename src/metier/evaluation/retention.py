@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from metier import models
 from metier.adapt import wrapped_base
 from metier.core.log import progress
 from metier.evaluation.measured import Measured, Rows
@@ -51,7 +52,7 @@ def reply_rows(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> lis
     rows = []
     for item in items:
         turns: Any = [{"role": "user", "content": item.keys["prompt"]}]
-        opening = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        opening = models.render_chat(tokenizer, turns, opening=True)
         prompt = causal.token_ids(tokenizer, opening)
         ids = [*prompt, *causal.token_ids(tokenizer, item.keys["text"])]
         rows.append(causal.token_row(item.where, ids, learnt_from=len(prompt)))

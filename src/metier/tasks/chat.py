@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from metier import models
 from metier.core import DataError, Fault, ModelError
 from metier.data.records import Completion, Conversation, Message
 from metier.models.lean import PADDED, Layout
@@ -156,20 +157,9 @@ class Chat(TokenTask):
     def _template(self, conversation: Conversation, messages: Sequence[Message], *, opening: bool) -> str:
         turns: Any = [{"role": turn.role, "content": turn.content} for turn in messages]
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    turns,
-                    tools=_tools(conversation.tools),
-                    tokenize=False,
-                    add_generation_prompt=opening,
-                )
-            )
-        except Exception as error:  # a template is somebody's program: whatever it raises is about this row
-            raise DataError(
-                f"the chat template refuses this conversation: {error}",
-                where=conversation.where,
-                hint="check the order of roles, or give another template by task.template",
-            ) from error
+            return models.render_chat(self.tokenizer, turns, tools=_tools(conversation.tools), opening=opening)
+        except DataError as error:
+            raise DataError(error.faults[0].what, where=conversation.where, hint=error.faults[0].hint) from error
 
     def _render(self, record: Conversation) -> list[tuple[str, str, list[Span]]]:
         """(where, text, spans to learn): one text for the conversation, or one for each reply.
