@@ -16,6 +16,7 @@ import torch
 from metier import models
 from metier.core import ModelError, StorageError, UnsafeError
 from metier.models import structure
+from metier.models.source import code_digest
 from metier.recipe import ModelSection
 
 LABELS = ("billing", "delivery", "账户")
@@ -384,7 +385,7 @@ def test_foreign_code_is_refused_and_not_run(copy, tmp_path):
     strange(folder, tmp_path / "witness")
     message = refused(folder, error=UnsafeError)
     assert "configuration_strange.py, modeling_strange.py" in message
-    assert "model.trust_code=<40-hex commit>" in message
+    assert f"model.trust_code={code_digest(folder)}" in message
     with pytest.raises(UnsafeError):
         models.describe(section(folder))
     assert not (tmp_path / "witness").exists()
@@ -395,12 +396,51 @@ def test_foreign_code_runs_where_it_is_trusted(copy, folders, tmp_path, monkeypa
     monkeypatch.setattr(sys, "path", [*sys.path])
     folder = copy("llama")
     strange(folder, tmp_path / "witness")
-    trusted = section(folder, trust_code="0" * 40)
+    trusted = section(folder, trust_code=code_digest(folder))
     assert models.describe_head(trusted) == "causal"
     assert torch.equal(
         outputs(models.load(trusted, head="causal")), outputs(models.load(section(folders["llama"]), head="causal"))
     )
     assert (tmp_path / "witness").exists()
+
+
+def test_code_is_trusted_to_the_byte(copy, tmp_path):
+    folder = copy("llama")
+    strange(folder, tmp_path / "witness")
+    seen = code_digest(folder)
+    (folder / "more").mkdir()
+    (folder / "more" / "helper.py").write_text("x = 1\n")
+    message = refused(folder, error=UnsafeError, trust_code=seen)
+    assert f"are not those that model.trust_code={seen} names" in message
+    assert f"model.trust_code={code_digest(folder)}" in message
+    for path in folder.rglob("*.py"):
+        path.unlink()
+    assert "it brings no code" in refused(folder, error=UnsafeError, trust_code=seen)
+    assert not (tmp_path / "witness").exists()
+
+
+def test_a_pinned_folder_fetches_no_code_from_elsewhere(copy, tmp_path):
+    folder = copy("llama")
+    strange(folder, tmp_path / "witness")
+    rewrite(folder, auto_map={"AutoConfig": "other/place--configuration_strange.StrangeConfig"})
+    assert "other/place--configuration_strange.py" in refused(folder, error=UnsafeError, trust_code=code_digest(folder))
+    assert not (tmp_path / "witness").exists()
+
+
+def test_a_tokenizer_that_brings_code_is_refused(copy, tmp_path):
+    folder = copy("llama")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Strange", "auto_map": {"AutoTokenizer": [None, "tokenization_strange.Strange"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "tokenization_strange.py").write_text(f"open({str(tmp_path / 'witness')!r}, 'w')\n")
+    assert "tokenization_strange.py" in refused(folder, error=UnsafeError)
+    assert not (tmp_path / "witness").exists()
+
+
+def test_compiled_code_of_the_hub_is_refused(copy):
+    folder = copy("llama")
+    rewrite(folder, attn_implementation="evil/kernel")
+    assert "evil/kernel" in refused(folder, error=UnsafeError)
 
 
 def test_code_that_a_known_family_brings_along_is_left_alone(copy, tmp_path):

@@ -15,10 +15,12 @@ from metier.models import demo
 from metier.models.lean.trunk import drops
 from metier.models.shape import LinearShape, Shape
 from metier.models.silence import quiet
-from metier.models.source import Source, locate, require_demo
+from metier.models.source import Source, code_digest, locate, require_demo
 from metier.models.structure import head_names, linears
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedConfig
 
     from metier.models.model import Head
@@ -51,11 +53,12 @@ def describe(section: ModelSection, *, head: Head | None = None, classes: int | 
 def skeleton(section: ModelSection, *, head: Head | None = None, classes: int | None = None) -> nn.Module:
     """The network without storage for its numbers; arguments and errors as for `describe`."""
     with quiet():
-        _, config = read(section)
+        source, config = read(section)
         chosen = head or head_of(config, section.base)
         if chosen == "classifier" and classes is not None:
             config.num_labels = classes
-        options = {"trust_remote_code": section.trust_code is not None}
+        given = source.options if source else {}
+        options = {name: given[name] for name in ("trust_remote_code", "code_revision") if name in given}
         try:
             with torch.device("meta"):
                 module: nn.Module = auto_class(chosen).from_config(config, **options)
@@ -121,19 +124,40 @@ def _check_raw(source: Source, section: ModelSection) -> None:
     if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
         raise ModelError('it names no "model_type"', where=str(path), hint="name a model that transformers reads")
     family, code = raw["model_type"], raw.get("auto_map")
-    if family in CONFIG_MAPPING or section.trust_code is not None:
+    if section.trust_code is not None:
+        _refuse_other_places(code, source, path)
+        return
+    if kernels := [
+        str(value) for key, value in raw.items() if key.endswith("attn_implementation") and "/" in str(value)
+    ]:
+        hint = "take the line out of config.json"
+        raise UnsafeError(f"the model asks for compiled code of the Hub: {kernels[0][:80]}", where=str(path), hint=hint)
+    if family in CONFIG_MAPPING:
         return
     if code:
-        raise UnsafeError(
-            f"the model brings code of its own ({', '.join(_code_files(code))}), which would run on this machine",
-            where=str(path),
-            hint="read it; to run it, pin its commit: model.trust_code=<40-hex commit>",
-        )
+        raise foreign_code(code, source, path)
     near = difflib.get_close_matches(family, list(CONFIG_MAPPING), 1, 0.7)
     raise ModelError(
         f"the installed transformers knows no model type {family!r}",
         where=str(path),
         hint=f"did you mean {near[0]!r}?" if near else "pip install --upgrade transformers",
+    )
+
+
+def _refuse_other_places(code: Any, source: Source, path: Path) -> None:
+    """What pins a folder's code says nothing about code that the folder fetches from elsewhere."""
+    if not source.is_on_hub and (elsewhere := [name for name in _code_files(code) if "--" in name]):
+        what = f"the model fetches code from another place: {', '.join(elsewhere)}"
+        raise UnsafeError(what, where=str(path), hint="name that Hub model itself, with model.trust_code=<its commit>")
+
+
+def foreign_code(code: Any, source: Source, path: Path) -> UnsafeError:
+    """The refusal of a model that brings code, with what would let it run."""
+    pin = source.revision or "<40-hex commit>" if source.is_on_hub else code_digest(source.folder)
+    return UnsafeError(
+        f"the model brings code of its own ({', '.join(_code_files(code))}), which would run on this machine",
+        where=str(path),
+        hint=f"read it; to run it as it is now: model.trust_code={pin} (--trust-code on the command line)",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import pickle
 import re
 from pathlib import Path
@@ -13,8 +14,8 @@ import torch
 from torch import nn
 
 from metier.core import Fault, MetierError, ModelError, UnsafeError, log, rng
-from metier.models import demo
-from metier.models.configuration import LOADING_FAULTS, auto_class, cannot_build, configuration_at, read
+from metier.models import demo, safetensors_file
+from metier.models.configuration import LOADING_FAULTS, auto_class, cannot_build, configuration_at, foreign_code, read
 from metier.models.identity import fingerprint
 from metier.models.model import Head, Lineage, Model
 from metier.models.silence import quiet
@@ -34,6 +35,8 @@ QUANTISER_TRACES = ("hf_quantizer", "quantization_method", "is_quantized")
 DIGIT_SPLITTERS = ("smollm",)
 """llama.cpp's pre-tokenizers that split numbers into digits. Source: src/llama-vocab.cpp there."""
 MOST_NAMED = 5
+SAFE_TORCH = (2, 10)
+"""The first whose `weights_only=True` holds. Source: CVE-2026-24747."""
 
 
 def load(section: ModelSection, *, head: Head, labels: tuple[str, ...] | None = None, seed: int = 0) -> Model:
@@ -52,6 +55,7 @@ def load(section: ModelSection, *, head: Head, labels: tuple[str, ...] | None = 
     """
     with quiet():
         source = locate(section)
+        _check_weights(source)
         config = configuration_at(source, section, **_label_changes(head, labels))
         tokenizer = _tokenizer(source, section)
         _complete_tokenizer(tokenizer, config, section.base, say=log.note)
@@ -84,6 +88,29 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
         tokenizer = demo.packaged_tokenizer() if source is None else _tokenizer(source, section)
         _complete_tokenizer(tokenizer, config, section.base, say=None)
     return tokenizer
+
+
+def _check_weights(source: Source) -> None:
+    """Read the headers of local weights before a library maps them; what the Hub sends is checked by that library.
+
+    Raises:
+        ModelError: If a safetensors file is damaged.
+        UnsafeError: If there are only pickled weights, and torch is too old to read them without running them.
+    """
+    if source.gguf is not None or source.is_on_hub:
+        return
+    safetensors_file.check_folder(source.folder)
+    pickles = [*source.folder.glob("*.bin"), *source.folder.glob("*.pt")]
+    if pickles and not any(source.folder.glob("*.safetensors")) and _torch_version() < SAFE_TORCH:
+        raise UnsafeError(
+            f"torch {torch.__version__} can be made to run code by weights that are pickled",
+            where=str(pickles[0]),
+            hint="pip install 'torch>=2.10', or use a safetensors version of the model",
+        )
+
+
+def _torch_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
 
 
 def _reference(source: Source) -> str:
@@ -243,6 +270,9 @@ def _tokenizer(source: Source, section: ModelSection) -> PreTrainedTokenizerBase
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(source.location, **source.options)
     except LOADING_FAULTS as error:
+        path = source.folder / "tokenizer_config.json"
+        if "trust_remote_code" in str(error) and path.is_file():
+            raise foreign_code(json.loads(path.read_text("utf-8")).get("auto_map"), source, path) from error
         raise _no_tokenizer(section.base, error) from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise _no_tokenizer(section.base)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metier.core import ModelError
+from metier.core import ModelError, UnsafeError
 from metier.models import demo, gguf_file
 
 if TYPE_CHECKING:
     from metier.recipe import ModelSection
 
+COMMIT_LETTERS = 40
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 OFFLINE_HINT = (
     "on a machine with network run `hf download {base}` and copy the cache (HF_HOME), then set HF_HUB_OFFLINE=1; "
@@ -82,7 +84,7 @@ def _folder(section: ModelSection, path: Path) -> Source:
         elif nested := [name for name in inside if (path / name / "config.json").is_file()]:
             hint = f"did you mean {path / nested[0]}?"
         raise ModelError("the folder has no config.json", where=str(path), hint=hint)
-    return Source(path, str(path), options=_trust(section))
+    return Source(path, str(path), options=_trust_folder(section, path))
 
 
 def _file(path: Path) -> Source:
@@ -125,12 +127,43 @@ def _hub(section: ModelSection) -> Source:
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise _hub_error(base, f"cannot be fetched ({_line(error)})", OFFLINE_HINT.format(base=base)) from error
     commit = found.parent.name if found.parent.parent.name == "snapshots" else section.revision
-    return Source(found.parent, base, revision=commit, options={"revision": commit, **_trust(section)})
+    return Source(found.parent, base, revision=commit, options={"revision": commit, **_trust_commit(section)})
 
 
-def _trust(section: ModelSection) -> dict[str, Any]:
-    trusted = section.trust_code is not None
-    return {"trust_remote_code": trusted, **({"code_revision": section.trust_code} if trusted else {})}
+def code_digest(folder: Path) -> str | None:
+    """Hex sha256 over names and contents of every .py file below a folder; None where there is none."""
+    digest, files = hashlib.sha256(), sorted(folder.rglob("*.py"), key=lambda path: path.relative_to(folder).as_posix())
+    for path in files:
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest() if files else None
+
+
+def _trust_folder(section: ModelSection, folder: Path) -> dict[str, Any]:
+    """A folder has no commits: its code is trusted as long as it is, to the byte, what the recipe names."""
+    if section.trust_code is None:
+        return {"trust_remote_code": False}
+    digest = code_digest(folder)
+    if section.trust_code != digest:
+        raise UnsafeError(
+            f"its Python files are not those that model.trust_code={section.trust_code} names",
+            where=str(folder),
+            hint=f"read them; to run them as they are now: model.trust_code={digest}"
+            if digest
+            else "it brings no code: leave model.trust_code out",
+        )
+    return {"trust_remote_code": section.trust_code == digest}
+
+
+def _trust_commit(section: ModelSection) -> dict[str, Any]:
+    pinned = section.trust_code is not None and len(section.trust_code) == COMMIT_LETTERS
+    if section.trust_code is not None and not pinned:
+        raise UnsafeError(
+            "the code of a Hub model is pinned by its commit, this is the sha256 of a folder",
+            where=f"model.trust_code={section.trust_code}",
+            hint="give the 40 letters of the commit that you read",
+        )
+    return {"trust_remote_code": pinned, **({"code_revision": section.trust_code} if pinned else {})}
 
 
 def _looks_local(base: str) -> bool:

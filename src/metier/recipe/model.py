@@ -26,5 +26,5 @@ class ModelSection(Section):
     """Where the model runs: "auto" takes the first GPU, else the CPU."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; null leaves the choice to torch. The bits of a run depend on it."""
-    trust_code: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
-    """Commit hash whose Python code the model may run; null refuses models that bring code of their own."""
+    trust_code: str | None = Field(default=None, pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})$")
+    """Python code that the model brings and may run: the commit of a Hub model, or the sha256 of a folder's .py files as `metier check` names it; null refuses models that bring code of their own."""
