@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +21,12 @@ from metier.recipe import EvaluateSection
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 PLAIN = EvaluateSection()
 LIMITS = Limits(seconds=1.0, megabytes=256)
+
+
+def may_leave_the_network() -> bool:
+    """Whether this machine lets anybody have a network namespace of their own."""
+    code = "import ctypes, sys; sys.exit(ctypes.CDLL(None).unshare(0x50000000))"
+    return sys.platform == "linux" and subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def matches(answer: str, reference: str, section: EvaluateSection = PLAIN) -> bool:
@@ -233,13 +242,74 @@ class TestUnitTests:
         assert passes_mbpp("add = lambda a, b: a + b\nfor _ in range(20_000):\n    print('x' * 100)")
         assert capfd.readouterr() == ("", "")
 
-    @pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX only")
-    def test_nothing_it_started_outlives_it(self, tmp_path):
-        left = tmp_path / "left"
-        child = f"import os, time\nif os.fork() == 0:\n    time.sleep(0.6)\n    open({str(left)!r}, 'w').close()\n    os._exit(0)\n"
-        assert passes_mbpp(f"{child}add = lambda a, b: a + b")
-        time.sleep(1)
-        assert not left.exists()
+    @pytest.mark.parametrize(
+        "start",
+        [
+            "import os\nos.fork()",
+            "import os\nos.system('true')",
+            "import os\nos.execv('/bin/true', ['true'])",
+            "import os\nos.posix_spawn('/bin/true', ['true'], {})",
+            "import subprocess\nsubprocess.run(['/bin/true'])",
+            "import multiprocessing\nmultiprocessing.get_context('spawn').Process(target=print).start()",
+            "import os, signal\nos.kill(os.getppid(), 0)",
+            "import ctypes\nctypes.CDLL(None).system(b'true')",
+        ],
+    )
+    def test_it_starts_no_process_and_no_native_code(self, start):
+        assert not passes_mbpp(f"{start}\nadd = lambda a, b: a + b")
+
+    def test_threads_and_the_standard_library_are_free(self):
+        use = "import asyncio, threading, tempfile, json, re, random, uuid, datetime\nt = threading.Thread(target=int)\nt.start()\nt.join()\n"
+        use += "with tempfile.TemporaryDirectory() as d:\n    open(d + '/x', 'w').write('x')\n"
+        assert passes_mbpp(f"{use}add = lambda a, b: a + b")
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "open({path!r}, 'w')",
+            "open({path!r}, 'a')",
+            "open({path!r}, 'r+')",
+            "import os\nos.remove({path!r})",
+            "import os\nos.rename({path!r}, 'here')",
+            "import os\nos.link({path!r}, 'here')",
+            "import os\nos.truncate({path!r}, 0)",
+            "import os\nos.chmod({path!r}, 0)",
+            "import os\nos.open({path!r}, os.O_WRONLY)",
+            "import os\nos.symlink({path!r}, 'here')\nopen('here', 'w')",
+            "import os\nos.chdir(os.path.dirname({path!r}))\nopen('mine', 'w')",
+            "import shutil\nshutil.rmtree({folder!r})",
+            "import pathlib\npathlib.Path({path!r}).write_text('x')",
+            "import os\nos.open('mine', os.O_WRONLY, dir_fd=os.open({folder!r}, os.O_RDONLY))",
+            "import os\nos.unlink('mine', dir_fd=os.open({folder!r}, os.O_RDONLY))",
+            "import os\nos.makedirs('a/b')\nos.chdir('a/b')\nopen('../../../' + os.path.basename({folder!r}), 'w')",
+        ],
+    )
+    def test_files_outside_its_folder_stay_as_they_are(self, tmp_path, change):
+        path = tmp_path / "mine"
+        path.write_text("mine")
+        assert not passes_mbpp(f"{change.format(path=str(path), folder=str(tmp_path))}\nadd = lambda a, b: a + b")
+        assert path.read_text() == "mine"
+
+    @pytest.mark.parametrize(
+        "reach",
+        [
+            "import socket\nsocket.create_connection(('127.0.0.1', {port}), 1)",
+            "import socket\nsocket.socket(socket.AF_UNIX).connect('/tmp/x')",
+            "import urllib.request\nurllib.request.urlopen('http://127.0.0.1:{port}')",
+            "import _socket\n_socket.socket().connect(('127.0.0.1', {port}))",
+        ],
+    )
+    def test_the_network_is_out_of_reach(self, reach):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.settimeout(0.2)
+            assert not passes_mbpp(f"{reach.format(port=server.getsockname()[1])}\nadd = lambda a, b: a + b")
+            with pytest.raises(TimeoutError):
+                server.accept()
+
+    @pytest.mark.skipif(not may_leave_the_network(), reason="user namespaces are not allowed here")
+    def test_where_the_kernel_allows_it_there_is_no_network_at_all(self):
+        answer = "names = [line.split(':')[0].strip() for line in open('/proc/net/dev').readlines()[2:]]\nassert 'lo' in names and not any(name.startswith(('e', 'w', 'v', 'd')) for name in names), names\nadd = lambda a, b: a + b"
+        assert passes_mbpp(answer)
 
     def test_it_sees_neither_environment_nor_standard_input(self, monkeypatch):
         monkeypatch.setenv("SECRET_WORD", "x")

@@ -1,7 +1,8 @@
 """Running the unit tests of a row against what a model wrote, in a process of its own with tight limits.
 
-The limits stop accidents: endless loops, memory, large files, output. They are no wall against hostile code; the
-recipe must ask for it with `evaluate.run_tests`.
+The limits stop accidents: endless loops, memory, large files, output, other processes, the network, and files outside a
+folder that is thrown away. What holds where is said in `launcher.py`; where Python alone stands guard it is no wall
+against hostile code, so the recipe must ask for it with `evaluate.run_tests`.
 """
 
 from __future__ import annotations
@@ -23,23 +24,7 @@ REACHED_END = 86
 """Exit status of a program that came to its end; one that leaves early, before its tests, ends otherwise."""
 
 
-_LAUNCHER = """
-import runpy, sys
-path, seconds, size, file_size = sys.argv[1], *map(int, sys.argv[2:])
-try:
-    import resource
-except ImportError:  # Windows: only the wall clock limits
-    resource = None
-if resource:
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-sys.argv = [path]
-runpy.run_path(path, run_name="__main__")
-"""
-"""The new process limits itself before it runs the program: code between fork and exec is unsafe beside our threads."""
+LAUNCHER = Path(__file__).with_name("launcher.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +78,9 @@ def _exit_status(path: Path, limits: Limits) -> int | None:
     """How the program ended; None where the wall clock stopped it. Nothing it started outlives it."""
     most = (max(1, round(limits.seconds)), limits.megabytes << 20, MOST_FILE_BYTES)
     running = subprocess.Popen(  # noqa: S603 - the recipe asked for it, and the process is limited
-        [sys.executable, "-I", "-S", "-B", "-c", _LAUNCHER, str(path), *map(str, most)],
+        [sys.executable, "-I", "-S", "-B", str(LAUNCHER), str(path), *map(str, most)],
         cwd=path.parent,
-        env={"PATH": "", "HOME": str(path.parent)},
+        env={"PATH": "", "HOME": str(path.parent), "TMPDIR": str(path.parent)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
