@@ -31,6 +31,10 @@ Overrides = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings and errors.")]
+TrustCode = Annotated[
+    str | None,
+    typer.Option("--trust-code", metavar="REV", help="Let the model run its own code, of this commit or sha256 alone."),
+]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
 
 
@@ -74,13 +78,19 @@ def init(
 
 
 @app.command()
-def check(job: JobFile, overrides: Overrides = None, as_json: Json = False, quiet: Quiet = False) -> None:
+def check(
+    job: JobFile,
+    overrides: Overrides = None,
+    trust_code: TrustCode = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Check recipe, model and every row; show three examples as the model meets them. Loads no weights."""
     from metier import api
     from metier.render import checked
 
     set_quiet(quiet=quiet)
-    found = api.check(job, *overrides or ())
+    found = api.check(job, *_given(overrides, trust_code))
     if as_json:
         _print(checked.as_json(found))
     else:
@@ -92,6 +102,7 @@ def plan(
     job: JobFile,
     overrides: Overrides = None,
     probe: Annotated[bool, typer.Option("--probe", help="Load the model and confirm with a few real steps.")] = False,
+    trust_code: TrustCode = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -99,7 +110,7 @@ def plan(
     from metier import api
 
     set_quiet(quiet=quiet)
-    found = api.plan(job, *overrides or (), probe=probe)
+    found = api.plan(job, *_given(overrides, trust_code), probe=probe)
     from metier.render import planned  # after the recipe was read: a typo in it answers at once
 
     if as_json:
@@ -109,12 +120,18 @@ def plan(
 
 
 @app.command()
-def train(job: JobFile, overrides: Overrides = None, as_json: Json = False, quiet: Quiet = False) -> None:
+def train(
+    job: JobFile,
+    overrides: Overrides = None,
+    trust_code: TrustCode = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Tune, measure before and after, write the report. The same command resumes an interrupted run."""
     from metier import api
 
     set_quiet(quiet=quiet)
-    run = api.train(job, *overrides or ())
+    run = api.train(job, *_given(overrides, trust_code))
     from metier.report import summary  # after the recipe was read: a typo in it answers at once
 
     if as_json:
@@ -222,6 +239,22 @@ def runs(folder: Annotated[Path, typer.Argument(help="Where to look.")] = Path("
 
 
 @app.command()
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(metavar="FILE-OR-FOLDER", help="A checkpoint of any kind.")],
+    as_json: Json = False,
+) -> None:
+    """Show what a checkpoint holds and what reading it elsewhere would run. Loads nothing, runs nothing."""
+    from metier import models
+    from metier.render import inspected
+
+    found = models.inspect(checkpoint)
+    if as_json:
+        _print(inspected.as_json(found))
+    else:
+        inspected.show(found)
+
+
+@app.command()
 def schema(
     of: Annotated[Literal["recipe", "evidence", "comparison"], typer.Argument(help="What to describe.")] = "recipe",
     as_json: Json = True,  # noqa: ARG001 - a schema is JSON in any case
@@ -247,6 +280,11 @@ def demo(
         _print(result.as_json())
     else:
         result.show()
+
+
+def _given(overrides: list[str] | None, trust_code: str | None) -> list[str]:
+    """The overrides, with what an option says among them."""
+    return [*(overrides or ()), *([f"model.trust_code={trust_code}"] if trust_code else ())]
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ HONEST = {
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return tiny.tokenizer()
+    return tiny._tokenizer("llama")
 
 
 @pytest.mark.parametrize("name", HONEST)

@@ -1,7 +1,9 @@
 """Pretrained models, safely in and out: of text, of cells, and a user's own."""
 
+from metier.models.chat_template import render_chat
 from metier.models.configuration import describe, describe_head, skeleton
 from metier.models.identity import fingerprint
+from metier.models.inspecting import Inspected, inspect
 from metier.models.loading import load, load_tokenizer
 from metier.models.model import Head, Lineage, Model
 from metier.models.own import called, changed, fill, in_their_code, read_weights, source_digest
@@ -23,6 +25,7 @@ from metier.models.tensors import write_tensors
 __all__ = [
     "NEW_CELLS",
     "Head",
+    "Inspected",
     "Lineage",
     "LinearShape",
     "Model",
@@ -36,6 +39,7 @@ __all__ = [
     "fill",
     "fingerprint",
     "in_their_code",
+    "inspect",
     "is_blank",
     "known_genes",
     "known_proteins",
@@ -44,6 +48,7 @@ __all__ = [
     "load_own",
     "load_tokenizer",
     "read_weights",
+    "render_chat",
     "retarget",
     "save",
     "save_tokenizer",
