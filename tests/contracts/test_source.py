@@ -161,8 +161,10 @@ def dangers(source: str) -> list[str]:
     return found
 
 
-OWN_PAGE = {"report/page.py"}
-"""Renders templates of this package alone, so that its jinja2 needs no sandbox."""
+ALLOWED = {
+    "report/page.py": "templates outside the sandbox",  # it renders templates of this package alone
+    "evaluation/launcher.py": "runpy.run_path",  # it is what runs the tests of generated code, with its hands tied
+}
 
 
 @pytest.mark.parametrize(
@@ -251,9 +253,8 @@ def test_the_test_sees_none_where_none_is(source):
 class TestFile:
     def test_runs_nothing_that_a_file_could_bring(self, path):
         found = dangers(path.read_text("utf-8"))
-        if path.relative_to(ROOT).as_posix() in OWN_PAGE:
-            found = [danger for danger in found if "sandbox" not in danger]
-        assert not found
+        allowed = ALLOWED.get(path.relative_to(ROOT).as_posix(), "nothing")
+        assert [danger for danger in found if not danger.endswith(allowed)] == []
 
     def test_has_a_docstring_and_at_most_500_lines(self, path):
         text = path.read_text("utf-8")

@@ -6,7 +6,8 @@ import random
 import mutants
 import pytest
 
-FEWEST = {"h5ad": 60}
+FEWEST = {"h5ad": 25}
+"""The h5ad mutant of number 25 sends the HDF5 library round in a circle, from which no reader of ours gets it out."""
 FOUND_BEFORE: dict[str, tuple[int, ...]] = {}
 """Numbers of mutants that were once not caught."""
 

@@ -122,8 +122,8 @@ class _Reader:
         if version not in VERSIONS:
             raise self.broken(f"GGUF version {version} is not one of {', '.join(map(str, VERSIONS))}")
         tensors, pairs = self.number("Q"), self.number("Q")
-        self.fits(tensors, SMALLEST_TENSOR_BYTES, "tensors")
-        self.fits(pairs, SMALLEST_PAIR_BYTES, "metadata entries")
+        self.count(tensors, SMALLEST_TENSOR_BYTES, "tensors")
+        self.count(pairs, SMALLEST_PAIR_BYTES, "metadata entries")
         metadata: dict[str, Any] = {}
         for _ in range(pairs):
             key = self.text()
@@ -144,17 +144,20 @@ class _Reader:
 
     def fits(self, count: int, each_bytes: int, what: str) -> None:
         """Refuse a count that the rest of the file cannot hold."""
+        if count * each_bytes > self.size - self.at:
+            raise self.broken(f"it claims {count:,} {what}, more than its {self.size:,} bytes can hold")
+
+    def count(self, count: int, each_bytes: int, what: str) -> None:
+        """As `fits`, for what takes memory once it is read."""
+        self.fits(count, each_bytes, what)
         self.left -= count
         if self.left < 0:
             raise self.broken(f"its header holds more than {MOST_VALUES:,} values")
-        if count * each_bytes > self.size - self.at:
-            raise self.broken(f"it claims {count:,} {what}, more than its {self.size:,} bytes can hold")
 
     def text(self) -> str:
         """A string: its length in bytes, then UTF-8."""
         length = self.number("Q")
-        if length > self.size - self.at:
-            raise self.broken(f"it claims a text of {length:,} bytes, the file has {self.size:,}")
+        self.fits(length, 1, "bytes of text")
         raw = self.view[self.at : self.at + length]
         self.at += length
         try:
@@ -179,9 +182,9 @@ class _Reader:
         kind, count = self.number("I"), self.number("Q")
         letter = FORMATS[kind] if kind < len(FORMATS) else None
         if letter is None:
-            self.fits(count, 8 if kind == STRING else 12, "list entries")
+            self.count(count, 8 if kind == STRING else 12, "list entries")
             return [self.value(kind, depth + 1) for _ in range(count)]
-        self.fits(count, struct.calcsize(letter), "list entries")
+        self.count(count, struct.calcsize(letter), "list entries")
         values = list(struct.unpack_from(f"<{count}{letter}", self.view, self.at))
         self.at += count * struct.calcsize(letter)
         return values
