@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Any
 from metier.core.version import __version__
 
 if TYPE_CHECKING:
-    from metier.api import Run, check, init, load, plan, resolve, train
+    from metier.api import (
+        Compared,
+        Run,
+        Several,
+        check,
+        compare,
+        compare_tasks,
+        init,
+        load,
+        plan,
+        plan_comparison,
+        resolve,
+        train,
+    )
     from metier.core import (
         BusyError,
         DataError,
@@ -23,13 +36,30 @@ if TYPE_CHECKING:
         StorageError,
         UnsafeError,
     )
+    from metier.core.comparison import Comparison
     from metier.core.evidence import Evidence
     from metier.recipe import Recipe
     from metier.tasks import ValueTask
 
 
 _HOME = {
-    **dict.fromkeys(("Run", "check", "init", "load", "plan", "resolve", "train"), "metier.api"),
+    **dict.fromkeys(
+        (
+            "Compared",
+            "Run",
+            "Several",
+            "check",
+            "compare",
+            "compare_tasks",
+            "init",
+            "load",
+            "plan",
+            "plan_comparison",
+            "resolve",
+            "train",
+        ),
+        "metier.api",
+    ),
     **dict.fromkeys(
         (
             "BusyError",
@@ -44,6 +74,7 @@ _HOME = {
         ),
         "metier.core",
     ),
+    "Comparison": "metier.core.comparison",
     "Evidence": "metier.core.evidence",
     "Recipe": "metier.recipe",
     "ValueTask": "metier.tasks",
@@ -51,6 +82,8 @@ _HOME = {
 
 __all__ = [
     "BusyError",
+    "Compared",
+    "Comparison",
     "DataError",
     "DivergedError",
     "Evidence",
@@ -60,14 +93,18 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Run",
+    "Several",
     "StorageError",
     "UnsafeError",
     "ValueTask",
     "__version__",
     "check",
+    "compare",
+    "compare_tasks",
     "init",
     "load",
     "plan",
+    "plan_comparison",
     "resolve",
     "train",
 ]

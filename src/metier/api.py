@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metier.core.comparison import Comparison, Interference
 from metier.core.evidence import Evidence
 from metier.recipe import Recipe, files, parse
 from metier.recipe import load as load_recipe
 
 if TYPE_CHECKING:
+    from metier.experiment import Outline
     from metier.planning import Plan
     from metier.run import Job, Specialist
 
@@ -44,6 +48,27 @@ class Run:
         from metier import run
 
         return run.load(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A finished experiment.
+
+    Attributes:
+        path: Its folder.
+    """
+
+    path: Path
+
+    @property
+    def comparison(self) -> Comparison:
+        """Everything it found."""
+        return Comparison.model_validate_json((self.path / "comparison.json").read_text("utf-8"))
+
+    @property
+    def report(self) -> Path:
+        """The page for people."""
+        return self.path / "comparison.html"
 
 
 def resolve(job: JobLike, *overrides: str) -> Recipe:
@@ -103,6 +128,106 @@ def plan(job: JobLike, *overrides: str, probe: bool = False) -> Plan:
     from metier import run
 
     return run.plan_job(run.prepare(recipe), probe=probe)
+
+
+def compare(
+    job: JobLike,
+    *overrides: str,
+    methods: Sequence[str] | None = None,
+    seeds: int | None = None,
+    budget: str | None = None,
+    data_curve: Sequence[float] | None = None,
+) -> Compared:
+    """Set several ways to tune beside each other: a learning rate searched for each, the same rows, order and seeds.
+
+    The same call goes on where an earlier one was interrupted.
+
+    Args:
+        job: A recipe file, a mapping, or a Recipe.
+        *overrides: Dotted.
+        methods: Such as ["lora", "full", "lora:rank=8"]; None takes the recipe's `compare.methods`.
+        seeds: Whole trainings of each; None takes the recipe's.
+        budget: Time that all of it may take, such as "20min"; None takes the recipe's.
+        data_curve: Shares of the training rows in percent; None takes the recipe's.
+
+    Raises:
+        MetierError: See the error tree; nothing is trained where recipe, rows or budget are at fault.
+    """
+    more = _compare_overrides(methods=methods, seeds=seeds, budget=budget, data_curve=data_curve)
+    recipe = resolve(job, *overrides, *more)
+    from metier import experiment
+
+    given = files.text_of(job) if isinstance(job, str | Path) else None
+    name = str(job) if isinstance(job, str | Path) else "job.yaml"
+    command = " ".join(["metier compare", name, *(shlex.quote(word) for word in (*overrides, *more))])
+    return Compared(experiment.compare(recipe, given=given, command=command).path)
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """Several tasks on one base, measured.
+
+    Attributes:
+        path: The folder of it.
+    """
+
+    path: Path
+
+    @property
+    def interference(self) -> Interference:
+        """Every way to hold the tasks, on every task."""
+        found = json.loads((self.path / "interference.json").read_text("utf-8"))
+        return Interference.model_validate({key: value for key, value in found.items() if key != "command"})
+
+
+def compare_tasks(jobs: Sequence[str | Path], *overrides: str) -> Several:
+    """Train one LoRA adapter for each task on one base, and measure every way to hold them all on every task.
+
+    The ways: adapters switched without loading the base again, made into one (mean, TIES, DARE), joint training, and
+    training in sequence. The same call goes on where an earlier one was interrupted.
+
+    Args:
+        jobs: Recipe files that share a base; tasks are called as the files are.
+        *overrides: Dotted, for every recipe.
+
+    Raises:
+        MetierError: See the error tree; nothing is trained where the tasks do not share a base.
+    """
+    recipes = [resolve(job, *overrides) for job in jobs]
+    from metier import experiment
+
+    names = [Path(job).stem for job in jobs]
+    command = " ".join(["metier compare", *(str(job) for job in jobs), *(shlex.quote(word) for word in overrides)])
+    return Several(experiment.compare_tasks(recipes, names, given=files.text_of(jobs[0]), command=command).path)
+
+
+def plan_comparison(
+    job: JobLike,
+    *overrides: str,
+    methods: Sequence[str] | None = None,
+    seeds: int | None = None,
+    budget: str | None = None,
+    data_curve: Sequence[float] | None = None,
+) -> Outline:
+    """What `compare` would do and take: trainings, time and memory of each method; the arguments are the same.
+
+    Raises:
+        MetierError: As `compare` before it trains anything.
+    """
+    more = _compare_overrides(methods=methods, seeds=seeds, budget=budget, data_curve=data_curve)
+    recipe = resolve(job, *overrides, *more)
+    from metier import experiment
+
+    return experiment.plan(recipe)
+
+
+def _compare_overrides(**given: Any) -> list[str]:
+    """What was given, as overrides of the recipe's section."""
+    return [f"compare.{key}={json.dumps(_plain(value))}" for key, value in given.items() if value is not None]
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | int) else list(value)
 
 
 def load(folder: str | Path) -> Specialist:

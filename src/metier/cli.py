@@ -142,6 +142,49 @@ def train(
 
 
 @app.command()
+def compare(
+    job: JobFile,
+    overrides: Overrides = None,
+    methods: Annotated[
+        str | None, typer.Option("--methods", "-m", help="Such as lora,full,freeze,lora:rank=8; else the recipe's.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", "-s", help="Whole trainings of each method.")] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", "-b", help="Time all of it may take, such as 20min.")
+    ] = None,
+    data_curve: Annotated[
+        str | None, typer.Option("--data-curve", help="Shares of the training rows in percent, such as 25,50,100.")
+    ] = None,
+    plan_only: Annotated[bool, typer.Option("--plan-only", help="Say what it would do and take, and stop.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Set ways to tune beside each other on your data, over seeds; the same command resumes an interrupted one.
+
+    With several recipes on one base, instead: one adapter for each task, and every way to hold them all.
+    """
+    from metier import api
+    from metier.render import compared
+
+    set_quiet(quiet=quiet)
+    others, settings = compared.told_apart(overrides or ())
+    if others:
+        several = api.compare_tasks([job, *others], *settings)
+        _print(compared.several_as_json(several)) if as_json else compared.show_several(several)
+        return
+    asked = compared.asked(methods=methods, seeds=seeds, budget=budget, data_curve=data_curve)
+    if plan_only:
+        outline = api.plan_comparison(job, *overrides or (), **asked)
+        _print(outline.model_dump(mode="json")) if as_json else compared.show_plan(outline)
+        return
+    found = api.compare(job, *overrides or (), **asked)
+    if as_json:
+        _print(compared.as_json(found))
+    else:
+        compared.show(found)
+
+
+@app.command()
 def evaluate(
     run: RunPath,
     data: Annotated[str | None, typer.Option("--data", "-d", help="Other test rows in the run's format.")] = None,

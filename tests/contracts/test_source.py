@@ -318,8 +318,9 @@ def test_slow_packages_are_imported_inside_functions(path):
 class TestPublicNames:
     def test_are_what_they_are(self):
         assert sorted(metier.__all__) == [
-            "BusyError", "DataError", "DivergedError", "Evidence", "InterruptedRunError", "MetierError", "ModelError", "Recipe",
-            "RecipeError", "Run", "StorageError", "UnsafeError", "ValueTask", "__version__", "check", "init", "load", "plan", "resolve", "train",
+            "BusyError", "Compared", "Comparison", "DataError", "DivergedError", "Evidence", "InterruptedRunError", "MetierError", "ModelError",
+            "Recipe", "RecipeError", "Run", "Several", "StorageError", "UnsafeError", "ValueTask", "__version__", "check", "compare",
+            "compare_tasks", "init", "load", "plan", "plan_comparison", "resolve", "train",
         ]  # fmt: skip
 
     @pytest.mark.parametrize("name", metier.__all__)

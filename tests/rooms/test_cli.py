@@ -19,7 +19,7 @@ import tiny
 from metier import cli
 from metier.core.log import set_quiet
 
-COMMANDS = ("init", "check", "plan", "train", "evaluate", "predict", "chat", "runs", "schema", "demo")
+COMMANDS = ("init", "check", "plan", "train", "compare", "evaluate", "predict", "chat", "runs", "schema", "demo")
 
 
 class Done(NamedTuple):
@@ -233,6 +233,12 @@ def mistakes(place: Path) -> dict[str, tuple[list, int, str]]:
         "init without data": (["init", "-m", place / "llama", "-d", bad / "none.jsonl"], 65, "none.jsonl"),
         "init without model": (["init", "-m", bad / "none", "-d", place / "chat.jsonl"], 65, "none"),
         "init over a file": (["init", "-m", place / "llama", "-d", place / "chat.jsonl", "-o", job], 2, "exists"),
+        "compare by too few rows": (["compare", job], 65, "test rows are too few"),
+        "compare an unknown method": (["compare", job, "--methods", "lora,ful"], 2, "did you mean full"),
+        "compare one method twice": (["compare", job, "--methods", "lora,lora"], 2, "stands twice"),
+        "compare within no time": (["compare", job, "--budget", "soon"], 2, "20min"),
+        "compare on a share that is none": (["compare", job, "--data-curve", "half"], 2, "25,50,100"),
+        "compare on more than all": (["compare", job, "--data-curve", "25,150"], 2, "data_curve"),
         "gate is no number": (["evaluate", bad, "--fail-under", "exact_match"], 2, "METRIC=VALUE"),
         "gate is not finite": (["evaluate", bad, "--fail-under", "exact_match=nan"], 2, "METRIC=VALUE"),
     }
@@ -322,6 +328,7 @@ class TestStreams:
             ["check", job],
             ["plan", job],
             ["train", job],
+            ["compare", job, "data.test=0.4", "data.validation=0.2", "evaluate.rows=null", "--plan-only"],
             ["evaluate", run],
             ["predict", run, "-d", questions],
             ["predict", run, "-d", questions, "-o", tmp_path / "answers.jsonl"],

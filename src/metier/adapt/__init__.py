@@ -9,6 +9,7 @@ from metier.adapt.abreast import Lanes, in_one_pass, own_what_moves, twin, why_a
 from metier.adapt.adapted import Adapted, moving_weights
 from metier.adapt.lean import lean
 from metier.adapt.lora import load_adapter, merged, save_adapter, shape_of_linears
+from metier.adapt.several import Blend, blend, load_adapters, switch
 from metier.adapt.strength import set_strength
 from metier.models.structure import output_layer, wrapped_base
 from metier.recipe import FreezeMethod, FullMethod, LoRAMethod
@@ -22,19 +23,23 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adapted",
+    "Blend",
     "Lanes",
     "adapt",
     "beside",
+    "blend",
     "check",
     "in_one_pass",
     "lean",
     "load_adapter",
+    "load_adapters",
     "merged",
     "moving_weights",
     "output_layer",
     "save_adapter",
     "set_strength",
     "shape_of_linears",
+    "switch",
     "why_apart",
     "wrapped_base",
 ]

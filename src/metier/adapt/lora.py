@@ -115,8 +115,8 @@ def save_adapter(module: nn.Module, folder: Path) -> None:
         raise storage_error(folder, error) from error
 
 
-def load_adapter(module: nn.Module, folder: Path) -> nn.Module:
-    """Wrap the base with a saved adapter, for inference.
+def load_adapter(module: nn.Module, folder: Path, *, name: str = "default") -> nn.Module:
+    """Wrap the base with a saved adapter, for inference; `name` tells it from others on the same base.
 
     Raises:
         ModelError: If the adapter does not fit the base, or cannot be read.
@@ -130,7 +130,7 @@ def load_adapter(module: nn.Module, folder: Path) -> nn.Module:
         raise ModelError(what, where=str(folder), hint="copy the whole folder again, or train again in another folder")
     try:
         with quiet():
-            wrapped: nn.Module = PeftModel.from_pretrained(module, str(folder))  # type: ignore[arg-type]
+            wrapped: nn.Module = PeftModel.from_pretrained(module, str(folder), adapter_name=name)  # type: ignore[arg-type]
     except SafetensorError as error:
         raise ModelError(
             f"the adapter's file is damaged: {error}",

@@ -118,8 +118,8 @@ class Stability(Value):
 
     deviation: float
     """Standard deviation of the primary measure over seeds."""
-    worst: float
-    """Primary measure of the worst seed."""
+    worst: float | None
+    """Primary measure of the worst seed; None where every seed diverged."""
     diverged: float
     """Share of all its trainings, search included, that diverged."""
     sensitivity: float | None

@@ -5,7 +5,7 @@ from metier.evaluation.measured import Measured
 from metier.evaluation.metrics import METRICS, check_schema
 from metier.evaluation.pack import Item, general_items, read_pack
 from metier.evaluation.retention import keeping, kept
-from metier.evaluation.suite import compare, measure, primary_metric, side_by_side
+from metier.evaluation.suite import compare, judged, measure, primary_metric, shown_examples, side_by_side
 
 __all__ = [
     "METRICS",
@@ -15,6 +15,7 @@ __all__ = [
     "check_schema",
     "compare",
     "general_items",
+    "judged",
     "keeping",
     "kept",
     "measure",
@@ -22,6 +23,7 @@ __all__ = [
     "pair",
     "primary_metric",
     "read_pack",
+    "shown_examples",
     "side_by_side",
     "usual_delta",
 ]

@@ -6,6 +6,7 @@ Shapes: N training rows, M test rows, H width of the embedding.
 from __future__ import annotations
 
 import functools
+import random
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from metier.core.evidence import Baseline, Figure
+from metier.core.rng import derive
 from metier.evaluation.retention import embeddings
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from metier.data.records import Record
     from metier.tasks import Answering, TextTask
 
+SHOTS = 8
+"""Training rows that the base is shown, as many as its context holds. Judgement: the number that is in common use."""
 MOST_ANSWERS = 200
 """With more distinct answers, choosing among them is no longer a baseline but a search."""
 
@@ -68,6 +72,46 @@ def measure(
     return tuple(found)
 
 
+def few_shot(
+    task: TextTask[Any],
+    model: nn.Module,
+    train: Sequence[Record],
+    test: Sequence[Record],
+    how: Answering,
+    judge: Callable[[Sequence[str]], tuple[Figure, ...]],
+    *,
+    context: int,
+    seed: int,
+) -> Baseline | None:
+    """The untuned model shown some training rows with their answers before it is asked; None where that cannot be.
+
+    Not among those that `measure` makes, for it takes another pass of answers over the test rows.
+
+    Args:
+        task: What is learnt; only tasks with `with_examples` can be shown examples.
+        model: The base.
+        train: Training rows.
+        test: The measured test rows.
+        how: Limits of generation.
+        judge: Takes answers to the test rows and gives the domain figures.
+        context: Longest input of the network, in tokens.
+        seed: For the draw of the rows that are shown.
+    """
+    together: Any = getattr(task, "with_examples", None)
+    if together is None or not all(task.question(row) for row in test):
+        return None
+    prompt: Any = task.prompt  # type: ignore[attr-defined]
+    drawn = random.Random(derive(seed, "shots")).sample(range(len(train)), min(SHOTS, len(train)))  # noqa: S311
+    shown = [train[i] for i in drawn]
+    room = context - how.max_new_tokens
+    while shown and max(len(prompt(together(row, shown))) for row in test) > room:
+        shown.pop()
+    if not shown:
+        return None
+    found = _timed("few_shot", judge, lambda: task.answer(model, [together(row, shown) for row in test], how))
+    return found.model_copy(update={"how": found.how.format(n=len(shown))})
+
+
 def _few_references(task: TextTask[Any], train: Sequence[Record]) -> list[str]:
     """The answer of every row, equal ones kept once; none where there are too many to choose among."""
     known: dict[str, str] = {}
@@ -88,6 +132,10 @@ TITLES = {
     ),
     "nearest_class": ("Nearest class mean", "embeddings of the untuned encoder; the class with the closest mean"),
     "frozen_linear": ("Linear model on frozen encoder", "ridge classifier on embeddings of the untuned encoder"),
+    "few_shot": (
+        "Base, shown examples",
+        "the untuned model, shown {n} training rows with their answers before it is asked",
+    ),
     "base_among": (
         "Base, choosing among known answers",
         "the untuned model decodes greedily, restricted to answers that occur in the training rows",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, assert_never
 
 import numpy as np
 
-from metier.core.evidence import Answer, Estimate, Figure, Measure
+from metier.core.evidence import Answer, Baseline, Estimate, Figure, Measure
 from metier.evaluation import baselines, retention, statistics
 from metier.evaluation.measured import Measured, Rows
 from metier.evaluation.metrics import METRICS, Answered, Metric, codes
@@ -62,9 +63,28 @@ def measure(
     cheap: tuple[Any, ...] = ()
     if base is None and asks and section.baselines and train:
         cheap = baselines.measure(
-            task, model, tokenizer, train, test, how, lambda given: _figures(task, test, given, section)
+            task, model, tokenizer, train, test, how, functools.partial(_figures, task, test, section=section)
         )
     return Measured(rows | kept, answers, anchors, cheap, notes)
+
+
+def shown_examples(
+    task: TextTask[Any],
+    model: nn.Module,
+    train: Sequence[Record],
+    test: Sequence[Record],
+    section: EvaluateSection,
+    *,
+    context: int,
+    seed: int,
+) -> Baseline | None:
+    """What the untuned model reaches once it is shown training rows; None where it cannot be or nobody asks."""
+    if not (section.generate and section.baselines and train):
+        return None
+    model.eval()
+    how = Answering(max_new_tokens=section.max_new_tokens)
+    judge = functools.partial(_figures, task, test, section=section)
+    return baselines.few_shot(task, model, train, test, how, judge, context=context, seed=seed)
 
 
 def compare(before: Measured | None, after: Measured, confidence: float) -> tuple[Measure, ...]:
@@ -127,7 +147,7 @@ def _domain_rows(metric: Metric, rows: Sequence[Answered], section: EvaluateSect
 
 
 def _figures(
-    task: TextTask[Any], test: Sequence[Record], answers: Sequence[str], section: EvaluateSection
+    task: TextTask[Any], test: Sequence[Record], answers: Sequence[str], *, section: EvaluateSection
 ) -> tuple[Figure, ...]:
     found = judged(task, test, answers, section)
     return tuple(Figure(name=name, estimate=estimate(name, rows, section.confidence)) for name, rows in found.items())

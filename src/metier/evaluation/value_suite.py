@@ -214,3 +214,10 @@ def _answers(after: Measured) -> tuple[Array, Array]:
 def primary(measured: Mapping[str, Rows], names: Sequence[str]) -> str:
     """The figure that decides: the mean correlation of three targets or more, else the squared error."""
     return "pearson_target" if len(names) >= values.LEAST_VALUES and "pearson_target" in measured else "mse"
+
+
+def declared(scene: Scene) -> str:
+    """The figure that will decide, told from what was measured alone."""
+    target_BP = targets(scene.task, scene.test)
+    perfect = values.rows_of(np.nan_to_num(target_BP), target_BP, scene.task.names, nouns=scene.nouns)
+    return primary(perfect, scene.task.names)

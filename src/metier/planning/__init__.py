@@ -6,7 +6,7 @@ from metier.planning.machine import Machine, measure_flops_per_second, this_mach
 from metier.planning.memory import Memory, Moving, Numbers, Work, peak_memory
 from metier.planning.plans import MethodPlan, Plan, plan
 from metier.planning.probing import Probe, Sample, confirm, probe
-from metier.planning.rates import Choice, learning_rate
+from metier.planning.rates import Choice, highest_rate, learning_rate
 from metier.planning.seen import Setting, informed, recall, remember
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Steps",
     "Work",
     "confirm",
+    "highest_rate",
     "informed",
     "learning_rate",
     "measure_flops_per_second",

@@ -5,6 +5,7 @@ They are first guesses. A wrong rate costs more than a wrong method, so a search
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from metier.recipe import FreezeMethod, FullMethod, LoRAMethod
@@ -26,6 +27,8 @@ LORA_CAP = 2e-3
 the documentation of tinker-cookbook."""
 LORA_ENCODER_CAP = 3e-3
 """Most for an adapter on an encoder. Judgement."""
+FULL_CAP, FULL_ENCODER_CAP = 1e-4, 3e-4
+"""Most for a whole language model and a whole encoder that are not small. Judgement."""
 BLOCKS_FACTOR = 3.0
 """The last blocks alone take a higher rate than the whole network, because less moves. Judgement."""
 
@@ -76,6 +79,21 @@ def learning_rate(
             rate, why = _full(parameters, encoder=encoder)
             rate, why = BLOCKS_FACTOR * rate, f"{BLOCKS_FACTOR:g} times the rate of full fine-tuning ({why}; judgement)"
     return Choice(float(f"{rate:.3g}"), f"{why}; task {task_kind}, {parameters / 1e6:,.0f} M parameters")
+
+
+def highest_rate(method: MethodSection, *, head: Head, parameters: int) -> float:
+    """Above this no search looks; infinite where nothing is known, and only diverging tells.
+
+    Source: the caps above for adapters; 1e-4 for a whole language model and 3e-4 for a whole encoder of more than
+    `SMALL` parameters are judgement.
+    """
+    if head == "values" or parameters <= SMALL:
+        return math.inf
+    encoder = head == "classifier"
+    if isinstance(method, LoRAMethod):
+        return LORA_ENCODER_CAP if encoder else LORA_CAP
+    full = FULL_ENCODER_CAP if encoder else FULL_CAP
+    return full if isinstance(method, FullMethod) else BLOCKS_FACTOR * full
 
 
 def _values(method: MethodSection, *, scratch: bool) -> tuple[float, str]:

@@ -1,5 +1,6 @@
 """Everything a user may say, and nothing else: no torch, no work."""
 
+from metier.recipe.compare import CompareSection, read_method, split_methods
 from metier.recipe.data import DataSection
 from metier.recipe.evaluate import EvaluateSection
 from metier.recipe.export import ExportSection
@@ -27,6 +28,7 @@ __all__ = [
     "CellsTask",
     "ChatTask",
     "ClassifyTask",
+    "CompareSection",
     "CompleteTask",
     "Constant",
     "Cosine",
@@ -52,4 +54,6 @@ __all__ = [
     "json_schema",
     "load",
     "parse",
+    "read_method",
+    "split_methods",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from metier.recipe.compare import CompareSection
 from metier.recipe.data import DataSection
 from metier.recipe.evaluate import EvaluateSection
 from metier.recipe.export import ExportSection
@@ -27,5 +28,7 @@ class Recipe(Section):
     """How the parameters move."""
     evaluate: EvaluateSection = EvaluateSection()
     """What is measured, before and after."""
+    compare: CompareSection = CompareSection()
+    """Which ways to tune `metier compare` sets beside each other."""
     export: ExportSection = ExportSection()
     """Where the result goes."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from metier.core.comparison import Comparison
+from metier.core.comparison import Comparison, Interference
 from metier.core.evidence import Evidence
 from metier.core.files import write_json, write_text
 from metier.report.schema import json_schema
@@ -29,6 +29,7 @@ __all__ = [
     "compare_table",
     "experiment_table",
     "experiment_verdict",
+    "interference_verdict",
     "json_schema",
     "plain",
     "summary",
@@ -151,6 +152,13 @@ def experiment_table(comparison: Comparison, language: Language = "en") -> Table
     from metier.report.experiment import View, table
 
     return table(View(comparison, Voice(language)))
+
+
+def interference_verdict(found: Interference, language: Language = "en") -> tuple[str, ...]:
+    """What each way to hold several tasks on one base does to them."""
+    from metier.report.held import held
+
+    return held(found, Voice(language))
 
 
 def summary(evidence: Evidence, language: Language = "en") -> str:

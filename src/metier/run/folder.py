@@ -20,6 +20,7 @@ FREE_TO_CHANGE = (
     ("export", "license"),
     ("export", "checkpoints"),
     ("export", "checkpoint_minutes"),
+    ("compare",),
 )
 """What may differ when a run is resumed or its report is made anew: nothing that training or measuring reads."""
 
@@ -213,7 +214,7 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     return [
         f"{'.'.join(key)}: {left.get(key)} -> {right.get(key)}"
         for key in sorted(left.keys() | right.keys())
-        if key not in FREE_TO_CHANGE and left.get(key) != right.get(key)
+        if not any(key[: len(free)] == free for free in FREE_TO_CHANGE) and left.get(key) != right.get(key)
     ]
 
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metier import planning, tasks
 from metier.core import DataError, Fault, RecipeError, log
+from metier.core.lazily import Made
 from metier.core.rng import derive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
     from metier.core.evidence import Answer, Baseline, Breakdown, Scatter
     from metier.data.records import Record, Splits
@@ -92,12 +93,28 @@ class Job(ABC):
         """Name of the figure that decides."""
 
     @abstractmethod
+    def declared(self) -> str:
+        """Name of the figure that will decide, told from the test rows before anything is measured."""
+
+    @abstractmethod
     def answers(self, before: Measured, after: Measured, primary: str) -> tuple[Answer, ...]:
         """Test rows with the answers of both."""
 
     @abstractmethod
     def plan(self, *, flops_per_second: float | None) -> Plan:
         """What the job would take, by formula."""
+
+    @abstractmethod
+    def redrawn(self, model: Model) -> Mapping[str, Tensor]:
+        """The parameters that no checkpoint holds, as the recipe's own seed draws them, for a model that is loaded."""
+
+    def part(self, rows: Sequence[int]) -> Job:
+        """The same job on some of its training rows, by index into `train`."""
+        return replace(self, train=Part(self.train, rows))
+
+    def prompted(self, model: Model) -> tuple[Baseline, ...]:  # noqa: ARG002 - for jobs whose base can be asked
+        """Cheap alternatives for which the base must answer every test row once more, which comparisons are worth."""
+        return ()
 
     @property
     def scratch(self) -> bool:
@@ -140,6 +157,21 @@ class Job(ABC):
     def facts(self) -> Mapping[str, Any]:
         """What whoever loads the result must know beside the recipe."""
         return {}
+
+
+class Part(Made[Any]):
+    """Some of the examples, in the order of the whole."""
+
+    def __init__(self, whole: Sequence[Any], rows: Sequence[int]) -> None:
+        """Take the whole, and the places of those that are left."""
+        self._whole, self._rows = whole, sorted(rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def make(self, place: int) -> Any:
+        """The example at a place."""
+        return self._whole[self._rows[place]]
 
 
 def nothing_kept(recipe: Recipe) -> RecipeError:

@@ -21,10 +21,10 @@ from metier.training import batches
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
-    from metier.core.evidence import Answer
+    from metier.core.evidence import Answer, Baseline
     from metier.data.records import Record
     from metier.evaluation import Item, Measured
     from metier.models import Model, Shape
@@ -61,6 +61,11 @@ class TextJob(Job):
         recipe = self.recipe
         return models.load(recipe.model, head=self.head, labels=self.labels or None, seed=recipe.train.seed)
 
+    def redrawn(self, model: Model) -> Mapping[str, Tensor]:
+        """A new head, as `load` draws it."""
+        module = self.load().module
+        return {name: module.get_parameter(name).detach() for name in model.new}
+
     def identity(self, model: Model) -> Mapping[str, Any]:
         """Pack, chat template, and the content of the files that the recipe names."""
         task, schema = self.recipe.task, self.recipe.evaluate.json_schema
@@ -94,6 +99,28 @@ class TextJob(Job):
     def primary(self, after: Measured) -> str:
         """The first of the task's metrics that could be measured, else the loss."""
         return evaluation.primary_metric(self.task, after)
+
+    def prompted(self, model: Model) -> tuple[Baseline, ...]:
+        """The base, shown some training rows before it is asked."""
+        found = evaluation.shown_examples(
+            self.task,
+            model.module,
+            self.splits.train,
+            self.test,
+            self.recipe.evaluate,
+            context=self.shape.context,
+            seed=self.recipe.data.seed,
+        )
+        return () if found is None else (found,)
+
+    def declared(self) -> str:
+        """The first of the task's metrics that the references themselves can be judged by, else the loss."""
+        section = self.recipe.evaluate
+        if not (section.generate and any(self.task.question(record) for record in self.test)):
+            return "loss"
+        references = [self.task.reference(record) for record in self.test]
+        judged = evaluation.judged(self.task, self.test, references, section)
+        return next((name for name in self.task.metrics if name in judged), "loss")
 
     def answers(self, before: Measured, after: Measured, primary: str) -> tuple[Answer, ...]:
         """Every answered row with both answers."""

@@ -25,7 +25,7 @@ from metier.tasks.cells import CellTask
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from metier.core.evidence import Answer, Baseline, Breakdown, Scatter
     from metier.data.cells import CellTable
@@ -72,6 +72,20 @@ class ValueJob(Job):
         """The network."""
         return self.model
 
+    def redrawn(self, model: Model) -> Mapping[str, Tensor]:
+        """What is new, as building the network anew draws it."""
+        section, seed = self.recipe.model, self.recipe.train.seed
+        again = (
+            models.load_own(section, seed) if self.panel is None else models.load_cells(section, self.panel, seed=seed)
+        )
+        return {name: again.module.get_parameter(name).detach() for name in model.new}
+
+    def part(self, rows: Sequence[int]) -> Job:
+        """The same job on some of its training rows, from which alone cheap models and closed forms then learn."""
+        found = super().part(rows)
+        fitted = (found.train, *self.scene.fitted[1:])
+        return replace(self, train=found.train, scene=replace(self.scene, fitted=fitted))
+
     def identity(self, model: Model) -> Mapping[str, Any]:  # noqa: ARG002
         """What must not be lost, and the user's own code and files, which no fingerprint of weights tells."""
         section, task, general = self.recipe.model, self.recipe.task, self.scene.general
@@ -90,6 +104,10 @@ class ValueJob(Job):
     def primary(self, after: Measured) -> str:
         """Correlation of several targets, else the error."""
         return value_suite.primary(after.rows, self.task.names)
+
+    def declared(self) -> str:
+        """Correlation of several targets, where they vary, else the error."""
+        return value_suite.declared(self.scene)
 
     def answers(self, before: Measured, after: Measured, primary: str) -> tuple[Answer, ...]:  # noqa: ARG002
         """Some rows, measured and predicted."""

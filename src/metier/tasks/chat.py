@@ -92,6 +92,14 @@ class Chat(TokenTask):
         conversation = _conversation(record)
         return replace(conversation, messages=(*conversation.messages[:-1], Message("assistant", answer)))
 
+    def with_examples(self, record: Record, examples: Sequence[Record]) -> Record:
+        """The conversation after others that show how it is answered; its own system prompt stays first."""
+        conversation = _conversation(record)
+        system = [turn for turn in conversation.messages if turn.role == "system"]
+        shown = [turn for example in examples for turn in _conversation(example).messages if turn.role != "system"]
+        own = [turn for turn in conversation.messages if turn.role != "system"]
+        return replace(conversation, messages=(*system, *shown, *own))
+
     def prompt(self, record: Record) -> Tensor:
         """Token ids up to the point where the last reply begins."""
         conversation = self._with_system(_conversation(record))

@@ -1,0 +1,131 @@
+"""One base in memory for the whole experiment: whatever a training changed is put back before the next one begins.
+
+A network beside the base (`adapt.beside`) would need no putting back, but a second copy of all that moves: the memory
+of full fine-tuning would then not be what `metier train` takes.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from metier import adapt, models, training
+from metier.core.rng import derive, seed_everything
+from metier.recipe import LoRAMethod
+from metier.run.job import Job, choose_device
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from metier.adapt import Adapted
+    from metier.models import Model
+
+BASE = "base.safetensors"
+"""The base as it was loaded, beside the trials, while methods run that change it in place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A base made ready for one training.
+
+    Attributes:
+        adapted: The network and what moves.
+        job: The job, its task laid out for this network.
+        fitted: What was fitted in closed form before, as sentences.
+    """
+
+    adapted: Adapted
+    job: Job
+    fitted: tuple[str, ...]
+
+
+class LoadedBase:
+    """The base of a job, loaded once.
+
+    Attributes:
+        model: As loaded; between trainings its network has the base's own bits.
+        precision: Number format and device, the same for every arm.
+    """
+
+    def __init__(self, job: Job, folder: Path, *, whole: bool) -> None:
+        """Load the base; with `whole`, all of it is kept on disk as well, for methods that change it in place."""
+        device = choose_device(job.recipe)
+        self.precision = training.choose(job.recipe.train, device)
+        self.model: Model = job.load()
+        self.precision.place(self.model.module)
+        self._seed = job.recipe.train.seed
+        self._file = folder / BASE if whole else None
+        self._heads: dict[int, Mapping[str, Tensor]] = {self._seed: self._clones()}
+        if self._file is not None:
+            models.write_tensors(_tensors(self.model.module), self._file)
+
+    @contextmanager
+    def ready(self, job: Job) -> Iterator[Ready]:
+        """The base made ready for the job's method and seed; afterwards it is the base again."""
+        module, recipe = self.model.module, job.recipe
+        self._put(self._head(job))
+        fitted = job.calibrate(self.model)
+        seed_everything(derive(recipe.train.seed, "adapt"))
+        adapted = adapt.adapt(
+            module,
+            recipe.method,
+            head=job.head,
+            base_name=self.model.lineage.reference,
+            new=(*self.model.new, *self.model.whole),
+        )
+        self.precision.place(adapted.module)
+        gc.collect()  # what an earlier training left must not count as this one's memory
+        try:
+            yield Ready(adapted, replace(job, task=job.task.suited(adapted.module)), fitted)
+        finally:
+            self._restore(adapted.module, lora=isinstance(recipe.method, LoRAMethod))
+
+    def close(self) -> None:
+        """Remove what was kept on disk."""
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+
+    def _clones(self) -> dict[str, Tensor]:
+        """What may change even where the base stays: new and whole parameters, and running statistics."""
+        module = self.model.module
+        kept = set(module.state_dict(keep_vars=True))
+        small: dict[str, Tensor] = {name: module.get_parameter(name) for name in (*self.model.new, *self.model.whole)}
+        small |= {name: buffer for name, buffer in module.named_buffers() if name in kept}
+        return {name: tensor.detach().clone() for name, tensor in small.items()}
+
+    def _head(self, job: Job) -> Mapping[str, Tensor]:
+        """The parameters that no checkpoint holds, drawn by the job's own seed, and the base's small tensors."""
+        seed = job.recipe.train.seed
+        if seed not in self._heads:
+            drawn = job.redrawn(self.model) if self.model.new else {}
+            self._heads[seed] = {**self._heads[self._seed], **drawn}
+        return self._heads[seed]
+
+    def _restore(self, wrapped: nn.Module, *, lora: bool) -> None:
+        from safetensors.torch import load_file
+
+        if lora:
+            unwrapped: Any = wrapped
+            unwrapped.unload()
+        elif self._file is not None:
+            self._put(load_file(self._file))
+        self._put(self._heads[self._seed])
+
+    @torch.no_grad()
+    def _put(self, tensors: Mapping[str, Tensor]) -> None:
+        own = _tensors(self.model.module)
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter once, and the buffers that are saved."""
+    kept = set(module.state_dict(keep_vars=True))
+    own = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    return own | {name: buffer for name, buffer in module.named_buffers() if name in kept}

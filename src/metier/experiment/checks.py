@@ -1,0 +1,83 @@
+"""What must be right before anything is trained: rows enough to learn from, to choose by, and to be judged on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from metier.core import DataError, Fault, RecipeError
+from metier.data.records import Labelled
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from metier.run.job import Job
+
+LEAST_VALIDATION = 8
+"""With fewer rows the loss by which rates are chosen is chance. Judgement."""
+LEAST_TEST = 20
+"""With fewer rows no interval tells two methods apart: that of a share is wider than 20 points to each side.
+Source: Wilson 1927."""
+
+
+def check(job: Job) -> None:
+    """Refuse what no verdict could come of.
+
+    Raises:
+        DataError: With every split that is too small or lacks a class; each with what would be enough.
+        RecipeError: If a part of the data curve is too small for one step.
+    """
+    faults = [*_too_few(job), *_lacking(job)]
+    if faults:
+        raise DataError.of(faults)
+    _check_parts(job)
+
+
+def _too_few(job: Job) -> list[Fault]:
+    found = []
+    for name, rows, least in (
+        ("validation", len(job.validation), LEAST_VALIDATION),
+        ("test", len(job.test), LEAST_TEST),
+    ):
+        if rows < least:
+            what = f"{rows} {name} rows are too few to compare methods by: at least {least} are needed"
+            hint = f"give more with data.{name}, as a share or a file"
+            if name == "test" and len(job.splits.test) >= least:
+                hint = f"set evaluate.rows to {least} or more"
+            found.append(Fault(f"data.{name}", what, hint))
+    return found
+
+
+def _lacking(job: Job) -> list[Fault]:
+    """Classes that a split lacks: what is not there can be neither chosen by nor judged."""
+    if not job.labels:
+        return []
+    wanted = set(job.labels)
+    found = []
+    for name, rows in (("train", job.splits.train), ("validation", job.splits.validation), ("test", job.test)):
+        lacking = sorted(wanted - _classes(rows))
+        if lacking:
+            listed = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
+            enough = f"each class needs a row in every split, so that {len(wanted)} {name} rows are the least"
+            hint = f"{enough}; give more rows with data.{name}"
+            if name == "test" and not wanted - _classes(job.splits.test):
+                hint = f"{enough}; raise evaluate.rows, or set it to null"
+            found.append(Fault(f"data.{name}", f"no row of class {listed}", hint))
+    return found
+
+
+def _classes(rows: Sequence[object]) -> set[str]:
+    return {row.label for row in rows if isinstance(row, Labelled)}
+
+
+def _check_parts(job: Job) -> None:
+    section, rows = job.recipe.compare, len(job.train)
+    smallest = min(section.data_curve, default=100.0)
+    counts = Counter(row.label for row in job.splits.train if isinstance(row, Labelled))
+    least = max(job.recipe.train.batch_size, len(counts))
+    if rows * smallest / 100 < least:
+        raise RecipeError(
+            f"{smallest:g} % of {rows} training rows are fewer than {least}",
+            where="compare.data_curve",
+            hint=f"begin at {min(100.0, 100.0 * least / rows):.3g} % or more: a step needs a batch, each class a row",
+        )

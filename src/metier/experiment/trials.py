@@ -1,0 +1,316 @@
+"""One training as a unit on disk: made once, found again by whoever goes on.
+
+`trials/<arm>/<stage>-<rate>-<seed>/result.json` is written last, whole or not at all. While a unit is being made its
+checkpoints lie beside it, and once it is trained its weights, so that no step is taken twice.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import ValidationError
+
+from metier import adapt, evaluation, models, tasks, training
+from metier.core import DivergedError, MetierError, log
+from metier.core.evidence import Value
+from metier.core.files import write_json
+from metier.core.meter import Meter
+from metier.recipe import LoRAMethod, Recipe, Step
+from metier.run.foresee import fast, learning
+
+if TYPE_CHECKING:
+    from metier.evaluation import Measured
+    from metier.experiment.arms import Arm
+    from metier.experiment.base import LoadedBase, Ready
+    from metier.planning import Plan
+    from metier.run.job import Job
+
+Stage = Literal["coarse", "fine", "edge", "final", "curve", "check"]
+RESULT, TRAINED, WEIGHTS, MEASURED, SPENT = (
+    "result.json",
+    "trained.json",
+    "weights.safetensors",
+    "measured",
+    "spent.json",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One training that is to be made.
+
+    Attributes:
+        arm: Which way to tune.
+        stage: Why: a trial of the search, a whole training, one on a part of the rows, or a trial there.
+        rate: Peak learning rate.
+        seed: Seed of new parameters, order and dropout.
+        share: Share of the training rows.
+        length: Share of the steps, with the whole schedule.
+        rows: Test rows that are measured, where a budget left some out; None for all.
+    """
+
+    arm: Arm
+    stage: Stage
+    rate: float
+    seed: int
+    share: float = 1.0
+    length: float = 1.0
+    rows: int | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies, below `trials`."""
+        part = "" if self.share == 1 else f"-{self.share:g}"
+        part += "" if self.rows is None else f"-{self.rows}rows"
+        return Path(self.arm.folder) / f"{self.stage}-{self.rate:g}-{self.seed}{part}"
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the test rows are measured."""
+        return self.stage in {"final", "curve"}
+
+
+class Ended(Value):
+    """How a unit ended."""
+
+    loss: float | None
+    """Lowest validation loss; None where there was no number."""
+    first_loss: float | None
+    """Validation loss before the first step."""
+    diverged: bool
+    """Whether loss or gradient stopped being numbers."""
+    steps: int
+    """Steps taken."""
+    best_step: int
+    """Step whose weights were kept."""
+    training_seconds: float
+    """Wall time of the steps, validation not included."""
+    seconds_to_best: float
+    """The same until the best step."""
+    seconds: float
+    """Wall time of training in all, validation included."""
+    cpu_seconds: float
+    """CPU time of the same."""
+    measuring_seconds: float
+    """Wall time of measuring the test rows."""
+    peak_memory_bytes: int
+    """Highest memory while training."""
+    tokens_per_second: float
+    """Trained tokens a second."""
+    parameters_moved: int
+    """Numbers that training changes."""
+    method: str
+    """One line that says what moves."""
+    bytes_on_disk: int
+    """Size of the file that holds what moved."""
+    seconds_to_load: float
+    """Wall time to put that file onto a base in memory."""
+
+    @property
+    def is_above_base(self) -> bool:
+        """Whether there was no number, or none below the validation loss before the first step."""
+        return self.loss is None or (self.first_loss is not None and self.loss >= self.first_loss)
+
+
+class Trials:
+    """Makes units, or finds them made."""
+
+    def __init__(
+        self,
+        folder: Path,
+        job: Job,
+        plans: Mapping[str, Plan],
+        base: Callable[[], LoadedBase],
+        before: Callable[[], Measured],
+    ) -> None:
+        """Take the folder, the job, each arm's plan, and what gives the base and its figures once needed."""
+        self._folder, self._plans, self._base, self._before = folder / "trials", plans, base, before
+        self._parts: dict[float, Job] = {1.0: job}
+
+    def give_part(self, share: float, job: Job) -> None:
+        """Say what the job is on a share of the training rows."""
+        self._parts[share] = job
+
+    def find(self, unit: Unit) -> Ended | None:
+        """How a unit ended that was made before; None where it was not."""
+        try:
+            return Ended.model_validate_json((self._folder / unit.folder / RESULT).read_text("utf-8"))
+        except (OSError, ValidationError):
+            return None
+
+    def measured(self, unit: Unit) -> Measured | None:
+        """What a unit that did not diverge scored on the test rows."""
+        return evaluation.Measured.load(self._folder / unit.folder / MEASURED)
+
+    def make(self, unit: Unit) -> Ended:
+        """Train, and measure where the unit is to be measured; a unit that was begun goes on.
+
+        Raises:
+            InterruptedRunError: After a signal; the same call goes on.
+        """
+        found = self.find(unit)
+        if found is not None:
+            return found
+        place = self._folder / unit.folder
+        job = self._parts[unit.share]
+        job = replace(job, recipe=recipe_of(unit, job.recipe, len(job.train)))
+        base = self._base()
+        with base.ready(job) as ready:
+            ended = _trained(place)
+            if ended is not None:
+                training.checkpoint.load_weights(ready.adapted.module, place / WEIGHTS)
+            else:
+                ended = train(place, ready, base, self._plans[unit.arm.name], keeps=unit.is_measured)
+            if unit.is_measured and not ended.diverged:
+                ended = self._measure(place, ready, base, ended)
+        write_json(place / RESULT, ended.model_dump())
+        tidy(place)
+        return ended
+
+    def _measure(self, place: Path, ready: Ready, base: LoadedBase, ended: Ended) -> Ended:
+        before = self._before()
+        began = time.perf_counter()
+        measured = ready.job.measure(base.model, ready.adapted.module, base=before)
+        measured.save(place / MEASURED)
+        return ended.model_copy(update={"measuring_seconds": time.perf_counter() - began})
+
+
+def recipe_of(unit: Unit, recipe: Recipe, rows: int) -> Recipe:
+    """The recipe that makes a unit on so many rows: fewer steps keep the whole schedule, rescaled."""
+    steps = max(1, round(recipe.train.total_steps(rows) * unit.length))
+    evaluations = max(1, math.ceil(recipe.train.evaluations * unit.length))
+    made = unit.arm.recipe(recipe, rate=unit.rate, seed=unit.seed, steps=steps, evaluations=evaluations)
+    schedule = made.train.schedule
+    if isinstance(schedule, Step) and unit.length < 1:
+        # Fewer cuts fit, so each is deeper: the rate ends where that of the whole training does.
+        schedule = schedule.model_copy(update={"gamma": schedule.gamma ** (1 / unit.length)})
+        made = made.model_copy(update={"train": made.train.model_copy(update={"schedule": schedule})})
+    return made
+
+
+def _trained(place: Path) -> Ended | None:
+    """What a unit said of its training before it was measured; None where it is not trained."""
+    try:
+        return Ended.model_validate_json((place / TRAINED).read_text("utf-8"))
+    except (OSError, ValidationError):
+        return None
+
+
+def train(place: Path, ready: Ready, base: LoadedBase, plan: Plan, *, keeps: bool) -> Ended:
+    """Train what was made ready, going on from what lies there; with `keeps`, the weights stay beside it.
+
+    Raises:
+        InterruptedRunError: After a signal; the same call goes on.
+    """
+    meter, earlier = Meter(), _spent(place)
+    try:
+        with meter.phase("train"):
+            outcome = _run(place, ready, base, plan)
+    except DivergedError as error:
+        log.note(f"diverged: {error}")
+        outcome = None
+    except (MetierError, KeyboardInterrupt):
+        _remember(place, meter, earlier)
+        raise
+    size, seconds_to_load = _store(place, ready) if keeps and outcome is not None else (0, 0.0)
+    phase, lines = meter.phases[0], training.read_metrics(place / "metrics.jsonl")
+    taken = [line for line in lines if line["kind"] == "step"]
+    best = outcome.best_step if outcome else 0
+    ended = Ended(
+        loss=outcome.best_loss if outcome else None,
+        first_loss=_number(outcome.first_loss) if outcome else None,
+        diverged=outcome is None,
+        steps=outcome.steps if outcome else len(taken),
+        best_step=best,
+        training_seconds=sum(line["seconds"] for line in taken),
+        seconds_to_best=sum(line["seconds"] for line in taken if line["step"] <= best),
+        seconds=earlier[0] + phase.wall_seconds,
+        cpu_seconds=earlier[1] + phase.cpu_seconds,
+        measuring_seconds=0.0,
+        peak_memory_bytes=phase.peak_memory_bytes,
+        tokens_per_second=outcome.tokens_per_second if outcome else 0.0,
+        parameters_moved=ready.adapted.moved,
+        method=ready.adapted.method,
+        bytes_on_disk=size,
+        seconds_to_load=seconds_to_load,
+    )
+    if keeps and outcome is not None:
+        write_json(place / TRAINED, ended.model_dump())
+    return ended
+
+
+def _run(place: Path, ready: Ready, base: LoadedBase, plan: Plan) -> training.Outcome:
+    job, module = ready.job, ready.adapted.module
+    recipe = job.recipe
+
+    def validate() -> float:
+        loss = tasks.score(job.task, module, job.validation)
+        return float(loss.total_B.sum() / loss.weight_B.sum())
+
+    planned = plan.method(recipe.method.kind)
+    checkpointing = planned is not None and planned.checkpointing
+    with (
+        fast(recipe.train, module, checkpointing=checkpointing),
+        training.recomputing(module, wanted=checkpointing),
+        learning(job, plan, place / "metrics.jsonl"),
+    ):
+        return training.run(
+            module,
+            job.task,
+            job.train,
+            recipe.train,
+            learning_rate=float(recipe.train.learning_rate),
+            adapters=isinstance(recipe.method, LoRAMethod),
+            precision=base.precision,
+            validate=validate,
+            places=training.Places(
+                metrics=place / "metrics.jsonl",
+                checkpoints=place / "checkpoints",
+                keep=1,
+                minutes=recipe.export.checkpoint_minutes,
+            ),
+            keep_start=bool(ready.fitted),
+        )
+
+
+def _store(place: Path, ready: Ready) -> tuple[int, float]:
+    """Write what moved; its size, and how long it takes to put it back onto the network."""
+    module, path = ready.adapted.module, place / WEIGHTS
+    models.write_tensors(adapt.moving_weights(module), path)
+    began = time.perf_counter()
+    training.checkpoint.load_weights(module, path)
+    return path.stat().st_size, time.perf_counter() - began
+
+
+def _spent(place: Path) -> tuple[float, float]:
+    """Wall and CPU seconds of earlier calls that were interrupted."""
+    import json
+
+    try:
+        found = json.loads((place / SPENT).read_text("utf-8"))
+        return float(found["seconds"]), float(found["cpu_seconds"])
+    except (OSError, ValueError, KeyError):
+        return 0.0, 0.0
+
+
+def _remember(place: Path, meter: Meter, earlier: tuple[float, float]) -> None:
+    phase = meter.phases[0]
+    found = {"seconds": earlier[0] + phase.wall_seconds, "cpu_seconds": earlier[1] + phase.cpu_seconds}
+    write_json(place / SPENT, found)
+
+
+def tidy(place: Path) -> None:
+    """Remove what a unit went on from, once it is whole."""
+    shutil.rmtree(place / "checkpoints", ignore_errors=True)
+    for name in (WEIGHTS, TRAINED, SPENT):
+        (place / name).unlink(missing_ok=True)
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,556 @@
+"""Ways to tune beside each other: the search, the budget, one base for all, and what happens when it is stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import yaml
+
+import metier
+from metier import experiment, run
+from metier.core import DataError, RecipeError
+from metier.core.comparison import Comparison
+from metier.experiment import budget, checks, parts, search
+from metier.experiment.arms import arms_of
+from metier.experiment.base import LoadedBase
+from metier.experiment.budget import Done, Prices, Size
+from metier.experiment.search import Tried
+from metier.experiment.trials import Unit, recipe_of
+from metier.recipe import LoRAMethod, parse, split_methods
+
+OWN = """
+import torch
+from metier import ValueTask
+
+class Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = torch.nn.Linear(40, 40), torch.nn.Linear(40, 2)
+
+    def forward(self, x_BF):
+        return self.head(torch.tanh(self.inner(x_BF)))
+
+class Sums(ValueTask):
+    names = ("sum", "difference")
+
+    def example(self, row):
+        return [float(v) for v in row["x"]], [float(row[k]) for k in self.names]
+
+    def batch(self, contents):
+        return {"x_BF": torch.tensor([x for x, _ in contents])}, torch.tensor([y for _, y in contents])
+"""
+TEAMS = ("billing", "delivery", "returns")
+TIMES = {"seconds", "seconds_to_best", "cpu_seconds", "peak_memory_bytes", "tokens_per_second", "seconds_to_load"}
+TIMES |= {"search_seconds", "predicted", "finished", "command"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A network of our own with weights, a tiny encoder, rows for both."""
+    root = tmp_path_factory.mktemp("experiment")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METIER_CACHE", str(root / "cache"))
+        patch.chdir(root)
+        patch.syspath_prepend(str(root))
+        (root / "sums_of_forty.py").write_text(OWN)
+        chance = np.random.default_rng(0)
+        x_NF = chance.normal(size=(240, 40)).astype(np.float32)
+        rows = [
+            {"x": x.tolist(), "sum": float(x[:5].sum() + 0.1 * chance.normal()), "difference": float(x[0] - x[1])}
+            for x in x_NF
+        ]
+        write(root / "sums.jsonl", rows)
+        import sums_of_forty
+        from safetensors.torch import save_file
+
+        torch.manual_seed(0)
+        save_file(sums_of_forty.Net().state_dict(), root / "net.safetensors")
+        tiny.make("bert", root / "bert")
+        texts = [(f"Message {i}: the order {i * 37} came {i % 9} days late", TEAMS[i % 3]) for i in range(120)]
+        write(root / "class.jsonl", [{"text": q, "label": a} for q, a in texts])
+        yield root
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
+def sums(place: Path, folder: str, **sections) -> dict:
+    tree = {
+        "model": {"base": str(place / "net.safetensors"), "use": "sums_of_forty:Net", "device": "cpu"},
+        "data": {"train": str(place / "sums.jsonl"), "overlap": "allow", "validation": 0.2, "test": 0.2},
+        "task": {"kind": "own", "use": "sums_of_forty:Sums"},
+        "train": {"epochs": 10, "max_steps": 60, "batch_size": 16, "evaluations": 4},
+        "evaluate": {"rows": None, "baselines": False},
+        "compare": {"seeds": 2, "methods": ["lora:rank=4", "full"]},
+        "export": {"folder": str(place / "runs" / folder)},
+    }
+    return changed(tree, sections)
+
+
+def teams(place: Path, folder: str, **sections) -> dict:
+    tree = {
+        "model": {"base": str(place / "bert"), "device": "cpu"},
+        "data": {"train": str(place / "class.jsonl"), "overlap": "allow", "validation": 0.2, "test": 0.2},
+        "task": "classify",
+        "train": {"max_steps": 6, "batch_size": 8, "evaluations": 2},
+        "evaluate": {"retention": "neutral-en"},
+        "compare": {"seeds": 2, "trials": 3, "methods": ["full", "lora:rank=2"], "data_curve": [50]},
+        "export": {"folder": str(place / "runs" / folder)},
+    }
+    return changed(tree, sections)
+
+
+def changed(tree: dict, sections: dict) -> dict:
+    for section, keys in sections.items():
+        tree[section] = {**tree[section], **keys} if isinstance(tree.get(section), dict) else keys
+    return tree
+
+
+def searched(centre: float, loss, *, fine: bool = True, most: float = math.inf) -> list[Tried]:
+    """The search to its end, where a rate has this validation loss; above 2 it is worse than the base."""
+    tried: list[Tried] = []
+    while (point := search.next_point(centre, tried, fine=fine, most=most)) is not None:
+        assert len(tried) < 20
+        found = loss(point.rate)
+        tried.append(Tried(point.rate, point.stage, found, not found < 2))
+    return tried
+
+
+def valley(best: float):
+    return lambda rate: 1 + 0.1 * math.log(rate / best) ** 2
+
+
+class TestSearch:
+    def test_three_coarse_points_then_one_finer_on_each_side_of_the_best(self):
+        tried = searched(3e-4, valley(3e-4))
+        assert [t.stage for t in tried] == ["coarse"] * 3 + ["fine"] * 2
+        assert [t.rate for t in tried] == [3e-4, 9e-4, 1e-4, 5.2e-4, 1.73e-4]
+        assert search.chosen(tried).rate == 3e-4
+        assert not search.is_at_edge(tried)
+
+    @pytest.mark.parametrize("best", [3e-6, 3e-5, 1e-3, 2e-2])
+    def test_moves_on_where_the_best_lies_at_an_end(self, best):
+        tried = searched(3e-4, valley(best))
+        assert "edge" in {t.stage for t in tried}
+        assert abs(math.log(search.chosen(tried).rate / best)) < math.log(3) / 2 + 0.01
+        assert not search.is_at_edge(tried)
+
+    def test_says_that_the_end_was_reached(self):
+        tried = searched(1e-4, valley(1.0))
+        assert sum(t.stage == "edge" for t in tried) == search.MOST_EDGES
+        assert search.is_at_edge([t for t in tried if t.stage != "fine"])
+
+    def test_nothing_is_tried_above_a_rate_that_diverged(self):
+        tried = searched(1e-3, lambda rate: math.inf if rate > 2e-3 else valley(1e-3)(rate))
+        assert [t.rate for t in tried if not math.isfinite(t.loss)] == [3e-3]
+        assert max(t.rate for t in tried) == 3e-3
+        tried = searched(1e-2, lambda rate: math.inf if rate > 2e-3 else valley(1e-3)(rate))
+        assert search.chosen(tried).rate < 2e-3
+        assert [t.rate for t in tried if t.rate >= 1e-2] == [1e-2]
+
+    def test_nothing_above_the_cap(self):
+        assert max(t.rate for t in searched(1e-3, valley(1e-2), most=2e-3)) <= 2e-3
+
+    def test_where_everything_diverges_nothing_is_chosen(self):
+        assert search.chosen(searched(1e-3, lambda _: math.inf)) is None
+
+    def test_where_nothing_beats_the_base_the_least_bad_is_chosen(self):
+        tried = searched(1e-3, lambda rate: 2 + rate)
+        assert search.chosen(tried).rate == min(t.rate for t in tried)
+
+    def test_a_flat_valley_stays_where_it_began(self):
+        tried = searched(1e-3, lambda rate: 1 + 1e-7 * rate)
+        assert search.chosen(tried).rate == 1e-3
+        assert len(tried) == 5
+
+    def test_sensitivity_is_the_rise_a_factor_of_three_away(self):
+        tried = searched(3e-4, valley(3e-4), fine=False)
+        assert search.sensitivity(tried) == pytest.approx(0.1 * math.log(3) ** 2, rel=0.1)
+        assert search.sensitivity(tried[:1]) is None
+
+
+class TestBudget:
+    size = Size(arms=("lora", "full"), trials=5, seeds=3, shares=(0.25, 0.5), rows=400)
+    prices = Prices({"lora": 60.0, "full": 60.0}, row=0.1, once=10.0)
+
+    def left_out(self, seconds: float) -> tuple[str, ...]:
+        return budget.left_out(self.size, budget.fit(self.size, self.prices, seconds))
+
+    def test_nothing_is_left_out_without_one_or_where_all_fits(self):
+        whole = budget.seconds_left(self.size, self.prices, Done())
+        assert budget.fit(self.size, self.prices, None) == self.size
+        assert self.left_out(whole) == ()
+        assert self.left_out(whole - 1) == ("no training on 50% of the rows",)
+
+    def test_shrinks_in_the_stated_order_and_keeps_to_it(self):
+        seen: list[str] = []
+        for seconds in range(2000, 120, -20):
+            try:
+                size = budget.fit(self.size, self.prices, seconds)
+            except RecipeError:
+                break
+            assert budget.seconds_left(size, self.prices, Done()) <= seconds
+            seen += [text.split()[1] + text.split()[-1] for text in budget.left_out(self.size, size)][len(seen) :]
+        assert size.seeds == budget.LEAST_SEEDS
+        assert size.rows == budget.LEAST_ROWS
+        assert size.arms == ("lora",)
+        assert size.trials == 3
+
+    def test_what_fits_not_even_one_arm_is_refused_with_what_would_be_enough(self):
+        with pytest.raises(RecipeError, match=r"not enough for even one method: lora alone.*allow \d+min or more"):
+            budget.fit(self.size, self.prices, 30)
+        enough = 6 * 60
+        assert budget.fit(self.size, self.prices, enough).arms == ("lora",)
+
+    def test_what_was_made_already_is_not_left_out(self):
+        done = Done(spent=400, search={"lora": 5, "full": 5}, base=True)
+        size = budget.fit(self.size, self.prices, 900, done)
+        assert size.rows == 400
+        assert size.seeds < 3
+
+
+class TestArms:
+    def test_settings_stand_on_the_recipes_own(self, place):
+        recipe = parse(
+            sums(place, "x", method={"kind": "lora", "rank": 3, "alpha": 8}, compare={"methods": ["lora", "lora:r=8"]})
+        )
+        assert [arm.method for arm in arms_of(recipe)] == [LoRAMethod(rank=3, alpha=8), LoRAMethod(rank=8, alpha=8)]
+
+    @pytest.mark.parametrize(
+        ("methods", "said"),
+        [
+            (["lora", "ful"], "did you mean full"),
+            (["lora", "lora"], "stands twice"),
+            (["lora:rnk=8"], "did you mean rank"),
+            (["lora:rank=0"], "rank"),
+            (["full:rank=8"], "it has none"),
+        ],
+    )
+    def test_what_is_no_method_is_refused_with_the_nearest(self, place, methods, said):
+        with pytest.raises(RecipeError, match=said):
+            parse(sums(place, "x", compare={"methods": methods}))
+
+    def test_one_method_in_two_words_is_refused(self, place):
+        with pytest.raises(RecipeError, match="are the same"):
+            arms_of(parse(sums(place, "x", compare={"methods": ["lora", "lora:rank=16"]})))
+
+    def test_a_list_of_words_keeps_settings_together(self):
+        assert split_methods("lora:rank=8,alpha=16, full,freeze") == ["lora:rank=8,alpha=16", "full", "freeze"]
+
+    def test_fewer_steps_keep_the_whole_schedule(self, place):
+        recipe = parse(
+            sums(place, "x", train={"epochs": 30, "max_steps": None, "schedule": {"kind": "step", "gamma": 0.9}})
+        )
+        arm = arms_of(recipe)[0]
+        third = recipe_of(Unit(arm, "coarse", 1e-3, 0, length=1 / 3), recipe, 160)
+        assert third.train.max_steps == 100
+        assert third.train.schedule.gamma == pytest.approx(0.9**3)
+        assert third.train.evaluations == 2
+
+
+class TestChecks:
+    def test_too_few_rows_and_lacking_classes_are_told_together(self, place):
+        job = run.prepare(parse(teams(place, "x", data={"test": 0.1, "validation": 0.05})))
+        with pytest.raises(DataError) as told:
+            checks.check(job)
+        assert "validation rows are too few" in str(told.value)
+        assert "test rows are too few" in str(told.value)
+        assert "at least 20 are needed" in str(told.value)
+
+    def test_a_class_that_a_split_lacks(self, place, tmp_path):
+        rows = [{"text": f"note {i} of {i % 7}", "label": TEAMS[i % 2]} for i in range(30)]
+        write(tmp_path / "test.jsonl", rows)
+        job = run.prepare(parse(teams(place, "x", data={"test": str(tmp_path / "test.jsonl")})))
+        with pytest.raises(DataError, match="no row of class returns"):
+            checks.check(job)
+
+    def test_a_part_too_small_for_a_step(self, place):
+        job = run.prepare(parse(teams(place, "x", compare={"data_curve": [2, 100]})))
+        with pytest.raises(RecipeError, match=r"begin at 11\.1 % or more"):
+            checks.check(job)
+
+
+def test_parts_lie_in_each_other_and_keep_every_class():
+    labels = ["a"] * 60 + ["b"] * 30 + ["c"] * 10
+    order = parts.nested(labels, seed=3)
+    assert sorted(order) == list(range(100))
+    for size in (20, 50):
+        chosen = [labels[i] for i in order[:size]]
+        assert {name: chosen.count(name) for name in "abc"} == {
+            name: pytest.approx(size * labels.count(name) / 100, abs=2) for name in "abc"
+        }
+
+
+def bits(module: torch.nn.Module) -> dict[str, bytes]:
+    return {name: tensor.detach().numpy().tobytes() for name, tensor in module.state_dict().items()}
+
+
+def test_the_base_is_the_base_again_after_every_arm_and_heads_follow_the_seed(place, tmp_path):
+    recipe = parse(teams(place, "bits", compare={"methods": ["full", "lora:rank=2", "freeze:blocks=1"]}))
+    job = run.prepare(recipe)
+    base = LoadedBase(job, tmp_path, whole=True)
+    before = bits(base.model.module)
+    heads = {}
+    for seed in (0, 1):
+        for arm in arms_of(recipe):
+            made = arm.recipe(recipe, rate=0.1, seed=seed, steps=2, evaluations=1)
+            with base.ready(run.prepare(made)) as ready:
+                named = dict(ready.adapted.module.named_parameters())
+                head = next(
+                    p
+                    for name, p in named.items()
+                    if name.endswith("classifier.weight") or "classifier.modules_to_save" in name
+                )
+                heads.setdefault(seed, []).append(head.detach().clone())
+                for parameter in named.values():
+                    if parameter.requires_grad:
+                        parameter.data += 1
+            assert bits(base.model.module) == before, (seed, arm.name)
+    assert all(torch.equal(head, heads[0][0]) for head in heads[0])
+    assert all(torch.equal(head, heads[1][0]) for head in heads[1])
+    assert not torch.equal(heads[0][0], heads[1][0])
+    base.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_base_is_also_asked_after_it_was_shown_examples(place, tmp_path):
+    rows = [{"prompt": f"Where is parcel {i}?", "completion": f"{TEAMS[i % 3]} {i}"} for i in range(60)]
+    write(tmp_path / "chat.jsonl", rows)
+    tiny.make("llama", tmp_path / "llama")
+    tree = {
+        "model": {"base": str(tmp_path / "llama"), "device": "cpu"},
+        "data": {"train": str(tmp_path / "chat.jsonl"), "overlap": "allow"},
+        "task": "chat",
+        "evaluate": {"rows": 3, "max_new_tokens": 4, "retention": "off"},
+    }
+    job = run.prepare(parse(tree))
+    (found,) = job.prompted(job.load())
+    assert found.name == "few_shot"
+    assert 0 < int(found.how.split("shown ")[1].split()[0]) <= 8
+    assert {figure.name for figure in found.figures} >= {"exact_match"}
+    asked = job.task.with_examples(job.test[0], list(job.splits.train[:2]))
+    text = job.task.tokenizer.decode(job.task.prompt(asked))
+    answer, question = job.task.reference(job.splits.train[1]), job.task.question(job.test[0])
+    assert 0 < text.index(answer) < text.index(question)
+
+
+@pytest.fixture(scope="module")
+def compared(place):
+    """Two methods on numbers."""
+    return metier.compare(sums(place, "sums"))
+
+
+@pytest.fixture(scope="module")
+def compared_text(place):
+    """Two methods on classes, a new head and a data curve."""
+    return metier.compare(teams(place, "teams"))
+
+
+class TestFindings:
+    def test_every_arm_has_its_search_and_every_seed(self, compared):
+        found = compared.comparison
+        assert [arm.name for arm in found.arms] == ["lora:rank=4", "full"]
+        assert found.seeds == (0, 1)
+        for arm in found.arms:
+            assert [t.stage for t in arm.trials].count("coarse") == 3
+            assert [cell.seed for cell in arm.cells] == [0, 1]
+            assert arm.learning_rate in {t.rate for t in arm.trials}
+            assert {cell.steps for cell in arm.cells} == {60}
+            assert all(0 < cell.seconds_to_best <= cell.seconds for cell in arm.cells)
+            assert arm.bytes_on_disk > arm.parameters_moved * 4
+        lora, full = found.arms
+        assert lora.parameters_moved < full.parameters_moved
+
+    def test_full_begins_at_a_tenth_of_the_adapters_rate(self, compared):
+        lora, full = compared.comparison.arms
+        assert full.trials[0].rate == pytest.approx(lora.learning_rate / 10, rel=0.01)
+
+    def test_tuning_is_better_than_the_base_and_says_so(self, compared):
+        found = compared.comparison
+        assert found.primary == "mse"
+        beside = {(p.left, p.right): p for p in found.pairs if p.primary}
+        assert set(beside) == {("base", "lora:rank=4"), ("base", "full"), ("lora:rank=4", "full")}
+        assert beside["base", "full"].verdict == "better"
+        assert found.pairs[0].primary
+        assert len(found.verdict) == 3
+
+    def test_arms_with_the_same_seed_meet_the_same_rows_in_the_same_order(self, compared):
+        cells = sorted((compared.path / "trials").glob("*/final-*"))
+        assert len(cells) == 4
+        tokens = [[line["weight"], line["tokens"], line["epoch"]] for cell in cells for line in lines(cell)[:1]]
+        assert all(one == tokens[0] for one in tokens)
+
+    def test_a_new_head_has_no_base_and_arms_are_told_side_by_side(self, compared_text):
+        found = compared_text.comparison
+        assert "accuracy" not in found.base
+        assert ("full", "lora:rank=2") in {(p.left, p.right) for p in found.pairs if p.measure == "accuracy"}
+        assert set(found.told[0].answers) == {"full", "lora:rank=2"}
+        assert all(0.5 < arm.kept.value <= 1 for arm in found.arms)
+        assert {"nearest_class", "frozen_linear"} <= {baseline.name for baseline in found.baselines}
+
+    def test_the_curve_has_every_arm_on_every_part(self, compared_text):
+        points = [(p.arm, p.share) for p in compared_text.comparison.curve]
+        assert len(points) == 4
+        assert {share for _, share in points} == {0.5, 1.0}
+        half = next(p for p in compared_text.comparison.curve if p.share == 0.5)
+        assert half.rows == 36
+        assert len(half.values) == 2
+
+    def test_it_has_a_page(self, compared, compared_text):
+        for made in (compared, compared_text):
+            page = made.report.read_text("utf-8")
+            assert "<svg" in page
+            assert "Full fine-tuning" in page
+
+    def test_comparison_json_holds_to_its_schema(self, compared, compared_text):
+        import jsonschema
+
+        validator = jsonschema.Draft202012Validator(Comparison.model_json_schema())
+        for made in (compared, compared_text):
+            validator.validate(json.loads((made.path / "comparison.json").read_text()))
+
+    def test_nothing_is_left_of_the_way_there(self, compared):
+        left = {p.name for p in (compared.path / "trials").rglob("*") if p.is_file()}
+        assert not {
+            name for name in left if name.endswith((".pt",)) or name in {"weights.safetensors", "base.safetensors"}
+        }
+
+    def test_the_same_call_makes_nothing_twice_and_more_seeds_go_on_from_there(self, place, compared):
+        before = {p: p.stat().st_mtime_ns for p in (compared.path / "trials").glob("*/*/result.json")}
+        again = metier.compare(sums(place, "sums"), seeds=3)
+        after = {p: p.stat().st_mtime_ns for p in (compared.path / "trials").glob("*/*/result.json")}
+        assert before.items() <= after.items()
+        assert len(after) == len(before) + 2
+        assert again.comparison.seeds == (0, 1, 2)
+        metier.compare(sums(place, "sums"))
+
+    def test_another_recipe_is_not_mixed_in(self, place, compared):
+        with pytest.raises(RecipeError, match=r"another recipe: train\.batch_size: 16 -> 8"):
+            metier.compare(sums(place, "sums"), "train.batch_size=8")
+
+
+def lines(cell: Path) -> list[dict]:
+    return [json.loads(line) for line in (cell / "metrics.jsonl").read_text().splitlines() if '"step", "step"' in line]
+
+
+def without_times(value):
+    """All that does not depend on how fast the machine was."""
+    if isinstance(value, dict):
+        return {key: without_times(item) for key, item in value.items() if key not in TIMES}
+    return [without_times(item) for item in value] if isinstance(value, list) else value
+
+
+class TestStopped:
+    def start(self, place: Path, job: Path) -> subprocess.Popen:
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(place), *sys.path])}
+        return subprocess.Popen(
+            [sys.executable, "-m", "metier", "compare", str(job), "--quiet"],
+            cwd=place,
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def wait_for(self, process: subprocess.Popen, folder: Path, pattern: str, count: int) -> None:
+        while process.poll() is None and len(list(folder.glob(pattern))) < count:
+            time.sleep(0.02)
+
+    def test_killed_at_any_point_the_same_command_ends_with_the_same_numbers(self, place, compared):
+        job = place / "killed.yaml"
+        job.write_text(yaml.safe_dump(sums(place, "killed")))
+        trials = place / "runs" / "killed-compare" / "trials"
+        for pattern, count in (("*/*/metrics.jsonl", 2), ("*/final-*/result.json", 1), ("*/final-*/metrics.jsonl", 3)):
+            process = self.start(place, job)
+            self.wait_for(process, trials, pattern, count)
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+            assert not (trials.parent / "comparison.json").exists()
+        made = metier.compare(job)
+        one, two = (json.loads((m.path / "comparison.json").read_text()) for m in (compared, made))
+        one["verdict"], two["verdict"] = one["verdict"][::2], two["verdict"][::2]  # the second line tells of time
+        assert without_times(one) == without_times(two)
+
+    def test_a_signal_ends_it_with_75(self, place):
+        job = place / "stopped.yaml"
+        tree = sums(place, "stopped", train={"max_steps": 20_000}, compare={"methods": ["full"], "trials": 0})
+        job.write_text(yaml.safe_dump(tree))
+        process = self.start(place, job)
+        self.wait_for(process, place / "runs" / "stopped-compare" / "trials", "*/*/metrics.jsonl", 1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 75
+        spent = json.loads(next((place / "runs" / "stopped-compare").rglob("spent.json")).read_text())
+        assert spent["seconds"] > 0
+
+
+class TestPlan:
+    def test_says_what_it_would_do_and_writes_nothing(self, place):
+        found = experiment.plan(parse(teams(place, "planned")))
+        assert found.trainings == 2 * (3 + 2 + 2 + 3)
+        assert [arm.name for arm in found.arms] == ["full", "lora:rank=2"]
+        assert all(arm.peak_memory_bytes > 0 and arm.seconds > 0 for arm in found.arms)
+        assert not (place / "runs" / "planned-compare").exists()
+
+    def test_a_budget_leaves_out_what_it_says(self, place):
+        recipe = parse(teams(place, "planned"), ["train.max_steps=3000", "train.epochs=900", "compare.budget=5s"])
+        with pytest.raises(RecipeError, match="not enough for even one method"):
+            experiment.plan(recipe)
+
+
+@pytest.fixture(scope="module")
+def jobs(place):
+    tiny.make("llama", place / "llama")
+    for name, answer in (("teams", lambda i: TEAMS[i % 3]), ("numbers", lambda i: str(i % 4))):
+        rows = [{"prompt": f"{name}: parcel {i}", "completion": answer(i)} for i in range(100)]
+        write(place / f"{name}.jsonl", rows)
+        tree = {
+            "model": {"base": str(place / "llama"), "device": "cpu"},
+            "data": {"train": str(place / f"{name}.jsonl"), "overlap": "allow", "validation": 0.2, "test": 0.2},
+            "task": "chat",
+            "method": {"kind": "lora", "rank": 4},
+            "train": {"max_steps": 6, "batch_size": 8, "evaluations": 2, "learning_rate": 0.01},
+            "evaluate": {"generate": False, "retention": "off"},
+            "export": {"folder": str(place / "runs" / "several")},
+        }
+        (place / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+    return [place / "teams.yaml", place / "numbers.yaml"]
+
+
+class TestSeveralTasks:
+    def test_every_way_is_measured_on_every_task_and_nothing_twice(self, jobs):
+        found = metier.compare_tasks(jobs)
+        held = found.interference
+        assert held.tasks == ("teams", "numbers")
+        assert held.measure == ("loss", "loss")
+        ways = {way.name: way for way in held.ways}
+        assert set(ways) == {"switched", "linear", "ties", "dare", "joint", "sequence"}
+        switched, sequence = ways["switched"].scores, ways["sequence"]
+        for task in range(2):
+            assert switched[task][task] < held.base[task]
+            assert switched[task][task] < switched[1 - task][task]
+        assert sequence.scores[0] == pytest.approx(switched[0])
+        assert sequence.forgotten[0] == pytest.approx(sequence.scores[0][0] - sequence.scores[1][0])
+        assert sequence.forgotten[1] == 0
+        assert ways["switched"].seconds_to_switch > 0
+        before = {p: p.stat().st_mtime_ns for p in found.path.rglob("*.json") if p.parent.name == "scores"}
+        assert metier.compare_tasks(jobs).interference.ways[1:] == held.ways[1:]
+        assert before == {p: p.stat().st_mtime_ns for p in before}
+
+    def test_tasks_that_do_not_share_a_base_are_refused(self, place, jobs):
+        other = place / "other.yaml"
+        tree = yaml.safe_load(jobs[1].read_text())
+        tree["model"]["base"] = str(place / "bert")
+        other.write_text(yaml.safe_dump(tree))
+        with pytest.raises(RecipeError, match="name one base in both"):
+            metier.compare_tasks([jobs[0], other])
