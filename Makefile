@@ -1,6 +1,7 @@
 # make demo   set everything up from nothing and run the demo
 # make test   set everything up from nothing and run every check and test
 # make check  the fast gate: format, lint, types, layers, security of the source
+# make crash  kill, damage and starve runs by the hundred; writes bench/results/crash.md
 # make fuzz   read a hundred thousand mutants with every parser
 # make bench  measure the planner and the training speeds on this machine
 # make clean  remove the environment and what the tools left behind
@@ -14,7 +15,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check -qq install
 
-.PHONY: demo test check fuzz bench clean
+.PHONY: demo test check crash fuzz bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/metier demo
@@ -28,6 +29,9 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/contracts/test_source.py
+
+crash: $(VENV)/.dev
+	METIER_CRASH=whole OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/crash
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python bench/fuzz.py --count 100000

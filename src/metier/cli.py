@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,8 +13,12 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from metier.core import InterruptedRunError, MetierError, RecipeError
+from metier.core.files import storage_error
 from metier.core.log import set_quiet
 from metier.core.version import __version__
+
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG})
+"""What the system says when a disk does not take any more, wherever it is met."""
 
 app = typer.Typer(
     name="metier",
@@ -347,6 +352,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            _end(storage_error(Path(str(error.filename or "the disk")), error))
         # Newer releases of typer keep click's errors under a private name, so they are known by their shape.
         if hasattr(error, "format_message"):
             _end(_usage(str(error.format_message()), "`metier --help` and `metier COMMAND --help` tell more"))
@@ -382,6 +389,17 @@ def _as_json(error: MetierError) -> dict[str, Any]:
 
 def _say_bug(error: Exception) -> None:
     """A crash is ours: keep the traceback in a file and say where."""
+    what = f"a bug in metier: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    try:
+        hint = f"please report it with {_keep_traceback(error)}"
+    except OSError:
+        hint = "please report it with what METIER_DEBUG=1 shows"
+    if "--json" in sys.argv:
+        _print({"error": "bug", "exit_code": 1, "faults": [{"where": "metier", "what": what, "hint": hint}]})
+    typer.echo(f"error: {what} - {hint}", err=True)
+
+
+def _keep_traceback(error: Exception) -> str:
     import tempfile
     import traceback
 
@@ -389,11 +407,7 @@ def _say_bug(error: Exception) -> None:
         "w", prefix="metier-crash-", suffix=".txt", delete=False, encoding="utf-8"
     ) as file:
         file.write("".join(traceback.format_exception(error)))
-    what = f"a bug in metier: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    hint = f"please report it with {file.name}"
-    if "--json" in sys.argv:
-        _print({"error": "bug", "exit_code": 1, "faults": [{"where": "metier", "what": what, "hint": hint}]})
-    typer.echo(f"error: {what} - {hint}", err=True)
+        return file.name
 
 
 def _usage(what: str, hint: str) -> MetierError:

@@ -18,7 +18,7 @@ from metier.data.records import Completion
 from metier.recipe import ChatTask, FullMethod, LoRAMethod, ModelSection, TrainSection
 from metier.tasks import build, score
 from metier.training import Places, checkpoint, read_metrics, run
-from metier.training.course import unsound
+from metier.training.checkpoint import unsound
 from metier.training.precision import Precision
 from metier.training.watch import PATIENCE, WINDOW, Watch
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from metier.core import RecipeError
+from metier.core import memory as memory_left
 from metier.models.configuration import shape_of
 from metier.models.lean import CHUNK
 from metier.planning import (
@@ -670,14 +671,13 @@ class TestMachine:
         assert this_machine("cpu").memory_bytes > 10**8
 
     def test_the_limit_of_a_container_counts(self, tmp_path, monkeypatch):
-        from metier.planning import machine
 
-        monkeypatch.setattr(machine, "CONTROL_GROUP", tmp_path)
+        monkeypatch.setattr(memory_left, "CONTROL_GROUP", tmp_path)
         (tmp_path / "memory.max").write_text("5000000\n")
         (tmp_path / "memory.current").write_text("2000000\n")
-        assert machine.free_memory_bytes() == 3_000_000
+        assert memory_left.free_memory_bytes() == 3_000_000
         (tmp_path / "memory.max").write_text("max\n")
-        assert machine.free_memory_bytes() > 10**8
+        assert memory_left.free_memory_bytes() > 10**8
 
     def test_matrix_product_speed_is_plausible(self):
         assert 1e9 < measure_flops_per_second() < 1e15

@@ -107,10 +107,14 @@ def save_adapter(module: nn.Module, folder: Path) -> None:
     Raises:
         StorageError: If the folder cannot be written.
     """
+    from safetensors import SafetensorError
+
     wrapped: Any = module
     try:
         # "auto" would ask the Hub about the base's vocabulary; embeddings never move here.
         wrapped.save_pretrained(str(folder), save_embedding_layers=False)
+    except SafetensorError as error:
+        raise storage_error(folder, OSError(str(error))) from error
     except OSError as error:
         raise storage_error(folder, error) from error
 

@@ -42,6 +42,8 @@ class StepRecord:
         weight: Scored elements in the batch, in the task's unit.
         tokens: Elements the model read without padding: what the task's `size` counts.
         seconds: Wall time of the step.
+        most_tokens: Most tokens in one forward pass from here on, lowered where memory ran out; 0 where
+            nobody counts.
     """
 
     step: int
@@ -52,3 +54,4 @@ class StepRecord:
     weight: float
     tokens: int
     seconds: float
+    most_tokens: int = 0

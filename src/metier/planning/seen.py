@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from metier.core import StorageError, log
 from metier.core.evidence import Value
-from metier.core.files import cache_root, write_text
+from metier.core.files import cache_root, discard, write_text
 from metier.core.version import __version__
 from metier.planning.plans import fits_in
 
@@ -96,7 +96,7 @@ def remember(setting: Setting, plan: Plan, method: MethodPlan, *, tokens: int, p
     try:
         write_text(path, found.model_dump_json() + "\n")
         for old in _beyond_what_is_kept():
-            old.unlink(missing_ok=True)
+            discard(old)
     except (StorageError, OSError) as error:
         log.warn(f"what this run took is not remembered for later plans: {error}")
 

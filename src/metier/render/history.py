@@ -10,9 +10,11 @@ from rich.table import Table
 
 from metier.core import MetierError
 from metier.core.evidence import Evidence
+from metier.recipe import Recipe
 from metier.render.screen import screen
 from metier.report import Voice, plain
-from metier.run.folder import RunFolder, find_runs
+from metier.run.folder import Point, RunFolder, find_runs, points
+from metier.run.lock import holder
 
 
 def rows(root: Path) -> list[dict[str, Any]]:
@@ -38,7 +40,7 @@ def show(found: Sequence[dict[str, Any]], root: Path) -> None:
 
 
 def _row(run: RunFolder) -> dict[str, Any]:
-    row: dict[str, Any] = dict.fromkeys(("task", "method", "base", "result", "next"))
+    row: dict[str, Any] = dict.fromkeys(("task", "method", "base", "result", "next", "checkpoints"))
     row["run"] = str(run.path)
     try:
         recipe = run.recipe()
@@ -47,9 +49,25 @@ def _row(run: RunFolder) -> dict[str, Any]:
     row |= {"task": recipe.task.kind, "method": recipe.method.kind, "base": recipe.model.base}
     if run.is_finished():
         return {**row, "state": "finished", "result": _result(run)}
-    points = sorted(path.name for path in run.checkpoints.glob("step-*"))
-    at = f"from {points[-1]}" if points else "from the start: no checkpoint was written yet"
-    return {**row, "state": "unfinished", "next": f"metier train {run.resolved} goes on {at}"}
+    who = holder(run.lock)
+    found = points(run)
+    row["checkpoints"] = [{"step": p.step, "of": p.total, "damage": p.damage} for p in found]
+    if who is not None:
+        said = f"process {who.get('pid', '?')} on {who.get('host', '?')} works on it now"
+        return {**row, "state": "running", "next": said}
+    return {**row, "state": "unfinished", "next": _how_to_go_on(run, recipe, found)}
+
+
+def _how_to_go_on(run: RunFolder, recipe: Recipe, found: Sequence[Point]) -> str:
+    """The command, from where it goes on, and why not from a later step."""
+    damaged = [f"step {p.step} is passed over: {p.damage}" for p in found if p.damage]
+    whole = next((p for p in found if p.damage is None), None)
+    missing = [f"{name} is not there any more" for name in (recipe.data.train,) if not Path(name).exists()]
+    at = f"after step {whole.step} of {whole.total}" if whole else "from the start: no checkpoint can be used"
+    if not found:
+        at = "from the start: no checkpoint was written yet"
+    command = f"metier train {run.resolved} {'cannot go on' if missing else f'goes on {at}'}"
+    return "; ".join([command, *missing, *damaged])
 
 
 def _result(run: RunFolder) -> str:

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metier.core import BusyError, ModelError, RecipeError, StorageError
-from metier.core.files import storage_error, write_json, write_text
+from metier.core import ModelError, RecipeError, StorageError, commits
+from metier.core.files import write_json, write_text
 from metier.recipe import Recipe, dump, load
 
 FREE_TO_CHANGE = (
+    ("export", "folder"),
     ("export", "language"),
     ("export", "license"),
     ("export", "checkpoints"),
     ("export", "checkpoint_minutes"),
     ("compare",),
 )
-"""What may differ when a run is resumed or its report is made anew: nothing that training or measuring reads."""
+"""What may differ when a run is resumed or its report is made anew: nothing that training or measuring reads. A folder
+may have been moved, to a larger disk say."""
 
 
 FACTS = frozenset({"base", "base_fingerprint", "head", "labels"})
@@ -117,67 +116,42 @@ class RunFolder:
         return found
 
 
-@contextmanager
-def claim(folder: RunFolder) -> Iterator[None]:
-    """Hold the folder while writing to it; a lock left by a dead process of this machine is taken over.
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A checkpoint of a run.
 
-    Raises:
-        BusyError: If another process holds it.
+    Attributes:
+        step: Steps taken.
+        total: Steps planned.
+        damage: Why nothing can go on from it, or None.
     """
-    if folder.path.exists() and not folder.path.is_dir():
-        hint = "choose another export.folder"
-        raise RecipeError("is a file, not a folder", where=f"export.folder: {folder.path}", hint=hint)
+
+    step: int
+    total: int
+    damage: str | None
+
+
+def points(folder: RunFolder, *, verified: bool = True) -> list[Point]:
+    """The checkpoints of a run, newest first; no torch is needed.
+
+    Args:
+        folder: The run.
+        verified: Read every byte of them; else nobody waits, and damage is not seen.
+    """
+    return [_point(path, verified=verified) for path in sorted(folder.checkpoints.glob("step-*"), reverse=True)]
+
+
+def _point(path: Path, *, verified: bool) -> Point:
+    damage = commits.find_damage(path) if verified else None
     try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        _take(folder.lock)
-    except OSError as error:
-        raise storage_error(folder.path, error) from error
-    try:
-        yield
-    finally:
-        folder.lock.unlink(missing_ok=True)
-
-
-def _take(lock: Path) -> None:
-    mine = {"host": socket.gethostname(), "pid": os.getpid()}
-    for _ in range(2):
-        try:
-            handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            holder = _holder(lock)
-            pid = holder.get("pid")
-            if holder.get("host") == mine["host"] and isinstance(pid, int) and not _is_alive(pid):
-                lock.unlink(missing_ok=True)
-                continue
-            raise BusyError(
-                f"process {holder.get('pid', '?')} on {holder.get('host', '?')} writes to this run folder",
-                where=str(lock.parent),
-                hint="wait for it, choose another export.folder, or delete .lock if that process is gone",
-            ) from None
-        with os.fdopen(handle, "w") as file:
-            json.dump(mine, file)
-        return
-    raise BusyError("the run folder is fought over", where=str(lock.parent), hint="start one run at a time")
-
-
-def _holder(lock: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(lock.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _is_alive(pid: int) -> bool:
-    if pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        progress = json.loads((path / "state.json").read_text("utf-8"))["progress"]
+        best = path.parent / f"best-{progress['best_step']:08d}"
+        if verified and damage is None and progress["best_loss"] != "inf":
+            worse = commits.find_damage(best)
+            damage = f"the best weights that it refers to, {best.name}: {worse}" if worse else None
+        return Point(progress["step"], progress["total"], damage)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Point(int("".join(filter(str.isdigit, path.name)) or 0), 0, damage or f"incomplete ({error})")
 
 
 def enter(folder: RunFolder, recipe: Recipe, given: str | None) -> None:
@@ -196,8 +170,12 @@ def enter(folder: RunFolder, recipe: Recipe, given: str | None) -> None:
                 where=f"export.folder: {folder.path}",
                 hint="choose another export.folder, or delete this one",
             )
+        if not folder.is_finished() and folder.recipe() != recipe:
+            write_text(folder.resolved, dump(recipe))
         return
-    strangers = [p.name for p in folder.path.iterdir() if p.name not in {".lock", "README.md"} and p.name[0] != "."]
+    # A process that was killed here may have written the first of the two recipes.
+    ours = {"README.md", folder.given.name}
+    strangers = [p.name for p in folder.path.iterdir() if p.name not in ours and p.name[0] != "."]
     if strangers:
         raise StorageError(
             f"the folder is not empty and no run: {', '.join(sorted(strangers)[:5])}",
@@ -210,12 +188,22 @@ def enter(folder: RunFolder, recipe: Recipe, given: str | None) -> None:
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """Keys on which two recipes differ, as `key: old -> new`, but for those that change nothing learnt or measured."""
-    left, right = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    left, right = settings(old), settings(new)
     return [
-        f"{'.'.join(key)}: {left.get(key)} -> {right.get(key)}"
+        f"{key}: {left.get(key)} -> {right.get(key)}"
         for key in sorted(left.keys() | right.keys())
-        if not any(key[: len(free)] == free for free in FREE_TO_CHANGE) and left.get(key) != right.get(key)
+        if left.get(key) != right.get(key)
     ]
+
+
+def settings(recipe: Recipe) -> dict[str, str]:
+    """Every setting that changes what is learnt or measured, by dotted key."""
+    flat = _flat(recipe.model_dump(mode="json"))
+    return {
+        ".".join(key): str(value)
+        for key, value in flat.items()
+        if not any(key[: len(free)] == free for free in FREE_TO_CHANGE)
+    }
 
 
 def _flat(tree: Mapping[str, Any], above: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metier import adapt, evaluation, models, report, tasks, training
-from metier.core import log
+from metier.core import InterruptedRunError, commits, files, log
 from metier.core.evidence import Cost, Evidence, Setting
 from metier.core.files import cache_root, size_bytes, write_json
 from metier.core.meter import Meter
@@ -21,9 +21,10 @@ from metier.core.rng import derive, seed_everything
 from metier.core.version import __version__
 from metier.recipe import LoRAMethod, Recipe, dump
 from metier.run import environment, strength
-from metier.run.folder import RunFolder, claim, enter, write_facts
+from metier.run.folder import RunFolder, enter, points, settings, write_facts
 from metier.run.foresee import fast, foresee, learning, settle
 from metier.run.job import Job, choose_device, learning_rate, say
+from metier.run.lock import claim
 from metier.run.preparation import prepare
 from metier.run.strength import Dial
 
@@ -71,32 +72,71 @@ def run(recipe: Recipe, *, given: str | None = None, command: str = "metier trai
     meter = Meter()
     with meter.phase("read"):
         job = prepare(recipe)
-    with claim(folder):
+    with claim(folder.lock) as left, _told_how_to_go_on(folder):
         job = settle(job, folder)
         enter(folder, job.recipe, given)
+        if files.clean(folder.path) or left:
+            log.note("an earlier process was ended while it wrote here; what it left unfinished is removed")
         if folder.is_finished():
+            _drop_checkpoints(folder)
             log.note(f"this run is finished: {folder.path / 'report.html'}")
             return folder
         say(job)
         plan = foresee(job)
         with meter.phase("load"):
             setup = _set_up(job, folder, plan)
-        with meter.phase("measure before"):
-            before = measure_base(job, setup.model)
-        with meter.phase("train"):
-            fit = _fit(setup)
-            adapted = _adapt(setup, fit.said)
-            dial = _dial(setup, adapted)
-            outcome = _train(setup, adapted, keep_start=bool(fit.said))
-            strengths = _keep_floor(setup, dial, outcome)
-        with meter.phase("measure after"):
-            after = job.measure(setup.model, adapted.module, base=before)
-        with meter.phase("save"):
-            _save(setup, adapted, fit.tensors)
-        evidence = _evidence(setup, adapted, outcome, before, after, meter, command, fit.alone, strengths)
-        _report(setup, evidence)
-        _finish(setup, adapted, strengths)
+        _tell_from(setup, meter, command)
     return folder
+
+
+def _tell_from(setup: Setup, meter: Meter, command: str) -> None:
+    """The story from the loaded model on."""
+    job, origin = setup.job, _origin(setup)
+    training.checkpoint.check_origin(setup.folder.checkpoints, origin)
+    with meter.phase("measure before"):
+        before = measure_base(job, setup.model)
+    with meter.phase("train"):
+        fit = _fit(setup)
+        adapted = _adapt(setup, fit.said)
+        dial = _dial(setup, adapted)
+        outcome = _train(setup, adapted, origin, keep_start=bool(fit.said))
+        strengths = _keep_floor(setup, dial, outcome)
+    with meter.phase("measure after"):
+        after = job.measure(setup.model, adapted.module, base=before)
+    with meter.phase("save"):
+        _save(setup, adapted, fit.tensors)
+    evidence = _evidence(setup, adapted, outcome, before, after, meter, command, fit.alone, strengths)
+    _report(setup, evidence)
+    _finish(setup, adapted, strengths)
+
+
+@contextmanager
+def _told_how_to_go_on(folder: RunFolder) -> Iterator[None]:
+    """Whoever stops a run outside of its training is told what is saved."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        saved = next(iter(points(folder, verified=False)), None)
+        what = f"saved is step {saved.step} of {saved.total}" if saved else "no step is saved yet"
+        hint = "the same command goes on from there" if saved else "the same command begins anew"
+        raise InterruptedRunError(f"stopped at once; {what}", where=str(folder.path), hint=hint) from error
+
+
+def _origin(setup: Setup) -> training.Origin:
+    """What the run is made of: what must be the same when it goes on, and what may change its bits."""
+    job, splits, lineage = setup.job, setup.job.splits, setup.model.lineage
+    rows = ", ".join(f"{len(getattr(splits, name)):,} {name}" for name in ("train", "validation", "test"))
+    bound = {
+        **settings(job.recipe),
+        "the base": f"{lineage.source} (weights {lineage.fingerprint[:12]})",
+        "the rows": f"{rows} rows (content {splits.fingerprint[:12]})",
+        **{name: _digest(value)[:12] for name, value in job.identity(setup.model).items()},
+    }
+    return training.Origin(bound, {"metier": __version__, **environment.conditions()})
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def measure_base(job: Job, model: Model) -> Measured:
@@ -113,8 +153,7 @@ def measure_base(job: Job, model: Model) -> Measured:
         "arithmetic": f"{weight.dtype} on {weight.device.type}, attention {job.recipe.model.attention}",
         **job.identity(model),
     }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    kept = cache_root() / "measured" / digest
+    kept = cache_root() / "measured" / _digest(key)[:32]
     found = evaluation.Measured.load(kept)
     if found is not None:
         log.note("the base was measured before; its figures are taken from the cache", cache=str(kept))
@@ -190,7 +229,7 @@ def _adapt(setup: Setup, fitted: Sequence[str]) -> Adapted:
     return replace(adapted, notes=(*fitted, *adapted.notes))
 
 
-def _train(setup: Setup, adapted: Adapted, *, keep_start: bool) -> training.Outcome:
+def _train(setup: Setup, adapted: Adapted, origin: training.Origin, *, keep_start: bool) -> training.Outcome:
     job, export = setup.job, setup.job.recipe.export
     log.note(f"learning rate {setup.learning_rate:g}: {setup.reason}")
 
@@ -219,6 +258,7 @@ def _train(setup: Setup, adapted: Adapted, *, keep_start: bool) -> training.Outc
                 keep=export.checkpoints,
                 minutes=export.checkpoint_minutes,
             ),
+            origin=origin,
             keep_start=keep_start,
         )
     log.note(
@@ -283,7 +323,12 @@ def _peaks(planned: MethodPlan | None) -> str:
 
 
 def _save(setup: Setup, adapted: Adapted, fitted: Mapping[str, torch.Tensor]) -> None:
-    folder = setup.folder
+    """Write the result beside its place, and put it there once it is whole and durable."""
+    with files.staged_folder(setup.folder.path) as staged:
+        _save_into(RunFolder(staged), setup, adapted, fitted)
+
+
+def _save_into(folder: RunFolder, setup: Setup, adapted: Adapted, fitted: Mapping[str, torch.Tensor]) -> None:
     if isinstance(setup.job.recipe.method, LoRAMethod):
         if fitted:
             models.write_tensors(fitted, folder.fitted)
@@ -420,8 +465,6 @@ def _report(setup: Setup, evidence: Evidence) -> None:
 
 
 def _finish(setup: Setup, adapted: Adapted, strengths: Sequence[Strength]) -> None:
-    import shutil
-
     lineage = setup.model.lineage
     facts: Mapping[str, Any] = {
         "metier": __version__,
@@ -435,5 +478,10 @@ def _finish(setup: Setup, adapted: Adapted, strengths: Sequence[Strength]) -> No
         **setup.job.facts(),
     }
     write_facts(setup.folder, facts)
-    # The result is whole and saved: checkpoints have served.
-    shutil.rmtree(setup.folder.checkpoints, ignore_errors=True)
+    _drop_checkpoints(setup.folder)
+
+
+def _drop_checkpoints(folder: RunFolder) -> None:
+    """The result is whole and saved: checkpoints have served."""
+    if folder.checkpoints.exists():
+        commits.drop(folder.checkpoints)

@@ -91,6 +91,7 @@ def fit(
             weight=weight,
             tokens=sum(task.size(row) for row in rows),
             seconds=time.perf_counter() - began,
+            most_tokens=most_tokens,
         )
 
 

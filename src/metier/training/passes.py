@@ -11,8 +11,9 @@ from metier.core import DivergedError, StepRecord, heap
 from metier.core.log import progress as bar
 from metier.tasks import joined, to_device
 from metier.tasks.cutting import best_fit
-from metier.training.course import Course, Outcome, signals
+from metier.training.course import Course, Outcome
 from metier.training.loop import checked, less, move
+from metier.training.signals import signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -109,9 +109,9 @@ class Suspects:
 
     def _saved(self) -> str:
         """What a divergence has left as it was."""
-        steps = [int(path.name.removeprefix("step-")) for path in self._checkpoints.glob("step-*")]
+        steps = [int(path.name.split("-")[1]) for path in self._checkpoints.glob("step-*")]
         names = [f"the checkpoint of step {max(steps)}"] if steps else []
-        names += ["the best weights"] if (self._checkpoints / "best.safetensors").exists() else []
+        names += ["the best weights"] if any(self._checkpoints.glob("best-*")) else []
         return f"{' and '.join(names)} stay in {self._checkpoints}" if names else "nothing had been saved"
 
 

@@ -7,11 +7,8 @@ Source: anndata's on-disk format, anndata.readthedocs.io/en/latest/fileformat-pr
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metier.core import DataError
-from metier.core.files import storage_error
+from metier.core.files import staged_file
 from metier.data.cells.matrix import Rows, StoredFile, package, readable
 from metier.data.cells.parts import RNA
 from metier.data.faults import count, listed
@@ -62,35 +59,13 @@ def write_predictions(
     if not names:
         raise DataError("there are no proteins to write", where=str(target), hint="name the panel's proteins")
     h5py = package("h5py")
-    with _staged(target) as staged:
+    with staged_file(target) as staged:
         cells, said = _write_cells(source, staged, modality, matrix_bytes)
         with h5py.File(staged, "r+") as file:
             left = _write_values(file, predicted, cells, len(names), target)
             stated = {"proteins": list(names), "cells_without_prediction": left, "X": said}
             package("anndata.io").write_elem(file["uns"], "metier", _plain({**facts, **stated}))
     return target
-
-
-@contextmanager
-def _staged(target: Path) -> Iterator[Path]:
-    """A file beside the target that takes its place if all goes well.
-
-    Raises:
-        StorageError: If the disk is full or the folder cannot be written.
-    """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".h5ad")
-        os.close(handle)
-        try:
-            yield Path(name)
-            Path(name).chmod(0o644)
-            Path(name).replace(target)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise storage_error(target, error) from error
 
 
 def _write_cells(source: Any, staged: Path, modality: str | None, matrix_bytes: int) -> tuple[int, str]:

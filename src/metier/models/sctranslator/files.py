@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metier.core import Fault, ModelError
-from metier.core.files import storage_error, write_json
+from metier.core.files import staged_file, write_json
 from metier.models import pickled, safetensors_file
 from metier.models.sctranslator.network import Rows, ScTranslator
 from metier.models.sctranslator.shape import Shape
@@ -96,18 +96,12 @@ def export_original(network: ScTranslator, path: Path) -> None:
         ModelError: If the network is restricted to some ids.
         StorageError: If the disk is full or the folder cannot be written.
     """
-    state, staged = to_original(network), path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    state = to_original(network)
+    with staged_file(path) as staged:
         try:
             torch.save(state, staged)
-            staged.replace(path)
-        finally:
-            staged.unlink(missing_ok=True)
-    except OSError as error:
-        raise storage_error(path, error) from error
-    except RuntimeError as error:  # What torch makes of a full disk.
-        raise storage_error(path, OSError(str(error))) from error
+        except RuntimeError as error:  # What torch makes of a full disk.
+            raise OSError(str(error)) from error
 
 
 def from_original(tensors: Mapping[str, Tensor]) -> ScTranslator:
