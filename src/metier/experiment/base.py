@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from metier import adapt, models, training
+from metier.core import files
 from metier.core.rng import derive, seed_everything
 from metier.recipe import LoRAMethod
 from metier.run.job import Job, choose_device
@@ -89,7 +90,7 @@ class LoadedBase:
     def close(self) -> None:
         """Remove what was kept on disk."""
         if self._file is not None:
-            self._file.unlink(missing_ok=True)
+            files.discard(self._file)
 
     def _clones(self) -> dict[str, Tensor]:
         """What may change even where the base stays: new and whole parameters, and running statistics."""

@@ -18,9 +18,10 @@ from metier.experiment.outline import Outline
 from metier.experiment.work import Work
 from metier.recipe import FreezeMethod, FullMethod, Recipe
 from metier.run import environment, prepare, say
-from metier.run.folder import claim, enter
+from metier.run.folder import enter
 from metier.run.foresee import settle
 from metier.run.job import Job
+from metier.run.lock import claim
 
 
 def plan(recipe: Recipe) -> Outline:
@@ -48,7 +49,7 @@ def compare(recipe: Recipe, *, given: str | None = None, command: str = "metier 
     """
     folder = folder_of(recipe)
     job, arms = _checked(recipe)
-    with claim(folder):
+    with claim(folder.lock):
         job = settle(job, folder)
         recipe = recipe.model_copy(update={"train": job.recipe.train})
         job = replace(job, recipe=recipe)

@@ -25,9 +25,10 @@ from metier.experiment.folder import ExperimentFolder
 from metier.experiment.trials import RESULT, WEIGHTS, tidy, train
 from metier.recipe import LoRAMethod, Recipe, dump, load
 from metier.run import prepare, say
-from metier.run.folder import claim, differences, enter
+from metier.run.folder import differences, enter
 from metier.run.foresee import settle
 from metier.run.job import Job, learning_rate
+from metier.run.lock import claim
 from metier.run.text import TextJob
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def compare_tasks(
     jobs = _checked(recipes, names)
     path = Path(recipes[0].export.folder)
     folder = ExperimentFolder(path.with_name(f"{path.name}-tasks"))
-    with claim(folder):
+    with claim(folder.lock):
         train = settle(jobs[0], folder).recipe.train
         # One number of tokens that are read at once for all tasks, the one that the first began with.
         jobs = tuple(_with_budget(job, train.token_budget) for job in jobs)

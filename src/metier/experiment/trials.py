@@ -7,7 +7,6 @@ checkpoints lie beside it, and once it is trained its weights, so that no step i
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import ValidationError
 
 from metier import adapt, evaluation, models, tasks, training
-from metier.core import DivergedError, MetierError, log
+from metier.core import DivergedError, MetierError, files, log
 from metier.core.evidence import Value
 from metier.core.files import write_json
 from metier.core.meter import Meter
@@ -307,9 +306,8 @@ def _remember(place: Path, meter: Meter, earlier: tuple[float, float]) -> None:
 
 def tidy(place: Path) -> None:
     """Remove what a unit went on from, once it is whole."""
-    shutil.rmtree(place / "checkpoints", ignore_errors=True)
-    for name in (WEIGHTS, TRAINED, SPENT):
-        (place / name).unlink(missing_ok=True)
+    for name in ("checkpoints", WEIGHTS, TRAINED, SPENT):
+        files.discard(place / name)
 
 
 def _number(value: float) -> float | None:

@@ -265,7 +265,7 @@ def load_best(folder: Path, step: int, module: nn.Module) -> None:
             where=str(place),
             hint="the same command trains again from the checkpoint before them",
         )
-    _load_weights(module, place / WEIGHTS)
+    load_weights(module, place / WEIGHTS)
 
 
 def check_origin(folder: Path, origin: Origin) -> None:
@@ -347,14 +347,15 @@ def _restore(
     from safetensors.torch import load_file
 
     if not progress.finished:
-        _load_weights(module, candidate / WEIGHTS)
+        load_weights(module, candidate / WEIGHTS)
         optimizer.load_state_dict(_put_together(load_file(candidate / OPTIMIZER), state["optimizer"]))
     schedule.load_state_dict(dict(state["schedule"]))
     rng.restore(state["chance"])
 
 
 @torch.no_grad()
-def _load_weights(module: nn.Module, path: Path) -> None:
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Put the weights of a file back, in place."""
     from safetensors.torch import load_file
 
     saved = load_file(path)
