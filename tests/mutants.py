@@ -129,9 +129,11 @@ def safetensors() -> tuple[bytes, ...]:
 
 def _fitting(content: bytes, dice: random.Random) -> bytes:
     """Mostly with the length of the header put right, so that the header itself is read."""
-    end = content.rfind(b"}")
+    end = content.rfind(b"}") + 1
+    while content[end : end + 1] == b" ":
+        end += 1
     if dice.random() < 0.7 and end > 8:
-        return struct.pack("<Q", end - 7) + content[8:]
+        return struct.pack("<Q", end - 8) + content[8:]
     return content
 
 
@@ -173,7 +175,7 @@ def rows() -> tuple[bytes, ...]:
     lines = ["\n".join(json.dumps(row, ensure_ascii=i % 2 == 0) for row in part) for i, part in enumerate(many)]
     whole = [json.dumps(part, indent=1) for part in many]
     encoded = [text.encode() for text in (*lines, *whole)]
-    return (*encoded, lines[0].encode("utf-16"), lines[1].replace("\n", "\r\n").encode())
+    return (*encoded, lines[0].encode("utf-8-sig"), lines[1].replace("\n", "\r\n").encode())
 
 
 @cache
