@@ -148,7 +148,7 @@ class _Scene:
             logits=0,
             overhead=0,
         )
-        memory = with_overhead(memory, self.machine)
+        memory = with_overhead(memory, self.machine, cut=tokens < self.steps.whole)
         held = resident_bytes()
         if self.machine.device == "cuda" or held is None:
             return memory

@@ -382,7 +382,8 @@ def _memory(scene: _Scene, candidate: _Candidate, tokens: int, *, checkpointing:
     work = replace(scene.work_on(tokens, checkpointing=checkpointing), head_moves=candidate.trains_head)
     if candidate.kind == "qlora":
         work = replace(work, logit_bytes=bytes_of.LOGIT_BYTES_EAGER)
-    return with_overhead(bytes_of.peak_memory(scene.shape, candidate.moving, candidate.numbers, work), scene.machine)
+    memory = bytes_of.peak_memory(scene.shape, candidate.moving, candidate.numbers, work)
+    return with_overhead(memory, scene.machine, cut=work.accumulates)
 
 
 def _checkpoints(kept: Memory, scene: _Scene) -> bool:
@@ -392,12 +393,19 @@ def _checkpoints(kept: Memory, scene: _Scene) -> bool:
     return scene.section.activation_checkpointing == "on"
 
 
-def with_overhead(memory: Memory, machine: Machine) -> Memory:
-    """The memory with what the process, the device and the allocator take beside it."""
+def with_overhead(memory: Memory, machine: Machine, *, cut: bool) -> Memory:
+    """The memory with what the process, the device and the allocator take beside it.
+
+    Args:
+        memory: What tensors take.
+        machine: Where.
+        cut: Whether a step has several micro-batches.
+    """
     if machine.device == "cuda":
         overhead = bytes_of.GPU_CONTEXT_BYTES + bytes_of.GPU_SLACK * memory.peak
     else:
-        overhead = bytes_of.CPU_OVERHEAD_BYTES + bytes_of.CPU_HEAP_SLACK * (memory.activations + memory.logits)
+        slack = bytes_of.CPU_HEAP_SLACK_CUT if cut else bytes_of.CPU_HEAP_SLACK
+        overhead = bytes_of.CPU_OVERHEAD_BYTES + slack * (memory.activations + memory.logits)
     return memory.model_copy(update={"overhead": round(overhead)})
 
 

@@ -67,7 +67,7 @@ class Setting:
             "method": [method.kind, method.title, method.checkpointing, plan.precision],
             "options": self.options,
             # Micro-batches of like size take alike; what differs within a power of two, the formula knows.
-            "micro_batch": method.micro_batch_tokens.bit_length(),
+            "micro_batch": (method.micro_batch_tokens - 1).bit_length(),
             "metier": __version__,
         }
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
