@@ -632,7 +632,7 @@ class TestSeen:
             assert informed(planned, self.SETTING) is planned
 
     def test_a_pack_that_is_not_quite_full_is_a_like_run(self):
-        full, nearly = (made(reading=Steps(4000, lambda _, n=n: Reading(n, 1.0))) for n in (1024, 1021))
+        full, nearly = (made(reading=Steps(4000, lambda _, n=n: Reading(n, 1.0))) for n in (1021, 1025))
         self.seen(full)
         assert informed(nearly, self.SETTING).method("lora").basis == "measured"
 

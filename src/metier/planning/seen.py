@@ -60,14 +60,14 @@ class Setting:
     options: Mapping[str, Any]
 
     def key(self, plan: Plan, method: MethodPlan) -> str:
-        """A name for runs that take alike: same machine, network, method, options and size of micro-batch."""
+        """A name for runs that take alike: same machine, network, method, options and size of budget."""
         said = {
             "machine": _machine(self.device),
             "network": self.network,
             "method": [method.kind, method.title, method.checkpointing, plan.precision],
             "options": self.options,
-            # Micro-batches of like size take alike; what differs within a power of two, the formula knows.
-            "micro_batch": (method.micro_batch_tokens - 1).bit_length(),
+            # Budgets of like size take alike; what differs within a power of two, the formula knows.
+            "budget": (method.budget.tokens - 1).bit_length(),
             "metier": __version__,
         }
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
