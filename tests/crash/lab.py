@@ -201,7 +201,9 @@ class Bench:
         """Begin `metier train` on the job in a process of its own."""
         self.job.parent.mkdir(parents=True, exist_ok=True)
         self.job.write_text(dump(cases.recipe(self.lab.root, self.name, self.folder, **self.sections)))
-        log = self.folder.with_name(f"{self.folder.name}.log")
+        # Several may work here at once, and each says its own.
+        self.lab.numbers += 1
+        log = self.folder.with_name(f"{self.folder.name}-{self.lab.numbers}.log")
         log.write_text("")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
