@@ -4,7 +4,7 @@ from metier.evaluation.arms import adjusted, over_seeds, pair, usual_delta
 from metier.evaluation.measured import Measured
 from metier.evaluation.metrics import METRICS, check_schema
 from metier.evaluation.pack import Item, general_items, read_pack
-from metier.evaluation.retention import keeping, kept
+from metier.evaluation.retention import keeping, kept, token_rows
 from metier.evaluation.suite import compare, judged, measure, primary_metric, shown_examples, side_by_side
 
 __all__ = [
@@ -25,5 +25,6 @@ __all__ = [
     "read_pack",
     "shown_examples",
     "side_by_side",
+    "token_rows",
     "usual_delta",
 ]

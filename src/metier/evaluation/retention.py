@@ -59,6 +59,13 @@ def reply_rows(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> lis
     return rows
 
 
+def token_rows(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> list[causal.TokenRow]:
+    """Texts, and replies where the model has a chat template, as rows that may be trained on."""
+    texts = text_rows([item for item in items if item.kind == "text"], tokenizer)
+    replies = [item for item in items if item.kind == "reply"]
+    return [*texts, *(reply_rows(replies, tokenizer) if tokenizer.chat_template else [])]
+
+
 def choice_rows(item: Item, tokenizer: PreTrainedTokenizerBase) -> list[causal.TokenRow]:
     """The question with each choice; the choice is scored. Latin-script choices follow a space."""
     space = "" if item.language == "zh" else " "

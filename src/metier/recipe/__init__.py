@@ -1,7 +1,7 @@
 """Everything a user may say, and nothing else: no torch, no work."""
 
 from metier.recipe.compare import CompareSection, read_method, split_methods
-from metier.recipe.data import DataSection
+from metier.recipe.data import DataSection, ReplaySection
 from metier.recipe.evaluate import EvaluateSection
 from metier.recipe.export import ExportSection
 from metier.recipe.files import dump, json_schema, load, parse
@@ -44,6 +44,7 @@ __all__ = [
     "OptimizerSection",
     "OwnTask",
     "Recipe",
+    "ReplaySection",
     "ScheduleSection",
     "Section",
     "Step",

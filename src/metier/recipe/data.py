@@ -21,6 +21,15 @@ ShareOrFile = Annotated[Share | str, BeforeValidator(_number)]
 FormatName = Literal["auto", "messages", "sharegpt", "alpaca", "prompt", "text", "label", "row"]
 
 
+class ReplaySection(Section):
+    """General rows mixed among the training rows, against forgetting."""
+
+    rows: str = Field(default="neutral", min_length=1)
+    """"neutral" (texts and replies that come with metier, in the languages of `evaluate.retention`; none of them is measured), or a file of rows in the form of your own."""
+    share: Share = 0.05
+    """Of the rows of a pass; the training rows all stay, so that a pass has more steps."""
+
+
 class DataSection(Section):
     """Files of rows: JSONL, JSON or CSV, plain or gzipped; for cells h5mu, or two h5ad."""
 
@@ -42,6 +51,8 @@ class DataSection(Section):
     """Rows kept from each file, drawn with the seed; null keeps all."""
     seed: int = Field(default=0, ge=0)
     """Seed of the split and of `max_rows`."""
+    replay: ReplaySection | None = None
+    """General rows that are practised beside the training rows, so that less is forgotten; null takes none."""
     overlap: Literal["refuse", "drop", "allow"] = "refuse"
     """Training rows that also stand in validation or test, word for word or nearly: refuse to run, drop them from training, or allow."""
     personal_data: Literal["warn", "refuse", "drop", "ignore"] = "warn"

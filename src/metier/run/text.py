@@ -16,6 +16,7 @@ from metier.data.records import Labelled, Splits
 from metier.models.lean import Layout
 from metier.recipe import ChatTask, ClassifyTask, FreezeMethod, LoRAMethod, Recipe
 from metier.run.job import Job, encode_splits, measured_rows, nothing_kept
+from metier.run.replay import mixed
 from metier.training import batches
 
 if TYPE_CHECKING:
@@ -176,6 +177,8 @@ def prepare(recipe: Recipe, section: TextTaskSection) -> TextJob:
     notes = [*splits.notes, *_dropped(splits, train, recipe), *_unknown(train, tokenizer)]
     if head == "seq2seq" and recipe.evaluate.retention != "off":
         notes.append("retention is not measured for encoder-decoder models")
+    train, replayed = mixed(task, recipe, splits, train, {item.language for item in pack} or {"en", "zh"})
+    notes += replayed
     return TextJob(
         recipe=recipe,
         shape=shape,
