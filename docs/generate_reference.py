@@ -50,8 +50,8 @@ def _section(name: str, field: Mapping[str, Any], known: Mapping[str, Any]) -> I
 
 
 def _kind(where: str, model: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[str]:
-    kind = model["properties"]["kind"]["const"]
-    yield f"### {where}: {kind}\n\n{model['description']}\n"
+    kind = model["properties"].get("kind")
+    yield f"### {where}{': ' + kind['const'] if kind else ''}\n\n{model['description']}\n"
     if len(model["properties"]) > 1:
         yield _table(model, known)
 
@@ -85,7 +85,10 @@ def _references(field: Mapping[str, Any]) -> list[str]:
 def _value(field: Mapping[str, Any], known: Mapping[str, Any]) -> str:
     """What may stand there, in words."""
     if references := _references(field):
-        return "one of " + ", ".join(f"`{known[name]['properties']['kind']['const']}`" for name in references)
+        kinds = [known[name]["properties"].get("kind") for name in references]
+        if None in kinds:
+            return "the keys below, or `null`"
+        return "one of " + ", ".join(f"`{kind['const']}`" for kind in kinds)
     if "anyOf" in field:
         return " or ".join(dict.fromkeys(_value(part, known) for part in field["anyOf"]))
     if "enum" in field:
