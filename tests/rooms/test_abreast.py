@@ -14,7 +14,7 @@ import tiny
 import torch
 
 from metier import models
-from metier.adapt import Lanes, adapt, lean, merged
+from metier.adapt import Lanes, adapt, lean, merged, moving_weights
 from metier.core import DivergedError, InterruptedRunError, RecipeError
 from metier.core.rng import derive, seed_everything
 from metier.data.records import Completion, Labelled
@@ -30,7 +30,7 @@ from metier.recipe import (
     TrainSection,
 )
 from metier.tasks import build
-from metier.training import Arm, Places, abreast, checkpoint, read_metrics, run
+from metier.training import Arm, Places, abreast, read_metrics, run
 from metier.training.arms import mean_loss
 from metier.training.precision import Precision
 
@@ -98,7 +98,7 @@ def told(one):
 
 def apart(one, other):
     """Largest difference between what moves in two networks, beside the largest value of each tensor."""
-    one, other = checkpoint.moving_weights(one), checkpoint.moving_weights(other)
+    one, other = moving_weights(one), moving_weights(other)
     assert one.keys() == other.keys()
     return max(float((one[name] - other[name]).abs().max() / other[name].abs().max().clamp(min=1e-9)) for name in one)
 
@@ -120,7 +120,7 @@ def test_arms_of_every_method_end_as_if_alone_and_the_base_keeps_every_bit(base)
     for trained in together:
         (alone,) = abreast(base.model, [elsewhere(trained.arm)], precision=CPU)
         assert trained.outcome.best_loss == alone.outcome.best_loss < trained.outcome.first_loss
-        found, wanted = (checkpoint.moving_weights(x.adapted.module) for x in (trained, alone))
+        found, wanted = (moving_weights(x.adapted.module) for x in (trained, alone))
         assert same(found, wanted)
         assert told(trained.arm) == told(alone.arm)
     found, kept = everything(base.model.module)
@@ -148,7 +148,7 @@ def test_an_arm_is_the_plain_run_bit_for_bit(base, method):
             places=other.places,
         )
     assert told(one) == told(other)
-    assert same(checkpoint.moving_weights(trained.adapted.module), checkpoint.moving_weights(module))
+    assert same(moving_weights(trained.adapted.module), moving_weights(module))
 
 
 def test_arms_share_the_base_and_what_is_computed_below_them(base, monkeypatch):
@@ -167,7 +167,7 @@ def test_arms_share_the_base_and_what_is_computed_below_them(base, monkeypatch):
     for one in (first, second):
         frozen = dict(one.adapted.module.get_base_model().named_parameters())
         assert frozen["model.embed_tokens.weight"].data_ptr() == base.model.module.model.embed_tokens.weight.data_ptr()
-    assert not same(checkpoint.moving_weights(first.adapted.module), checkpoint.moving_weights(second.adapted.module))
+    assert not same(moving_weights(first.adapted.module), moving_weights(second.adapted.module))
 
 
 def test_an_arm_that_is_let_go_leaves_its_memory_to_the_next(base):
@@ -297,7 +297,7 @@ def test_arms_that_are_interrupted_go_on_and_end_with_the_same_bits(base):
         list(abreast(model, arms, precision=CPU, one_pass=True))
     resumed = list(abreast(model, arms, precision=CPU, one_pass=True))
     for one, other in zip(resumed, whole, strict=True):
-        assert same(checkpoint.moving_weights(one.adapted.module), checkpoint.moving_weights(other.adapted.module))
+        assert same(moving_weights(one.adapted.module), moving_weights(other.adapted.module))
         assert told(one.arm) == told(other.arm)
 
 
