@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from metier.recipe import TrainSection
     from metier.recipe.method import MethodSection
     from metier.tasks import Task
+    from metier.training.checkpoint import Origin
 
 
 ROOM = 1e-2
@@ -56,6 +57,7 @@ class Arm:
         examples: Encoded training rows; arms that share the object share the work done on it.
         validation: Encoded rows that choose the best weights.
         places: Where this arm writes, and from where it goes on; no two arms share one.
+        origin: What it is made of; to go on, a checkpoint must be of the same.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Arm:
     examples: Sequence[Any]
     validation: Sequence[Any]
     places: Places
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +251,7 @@ def _alone(base: _Base, arm: Arm) -> Trained:
                 precision=base.precision,
                 validate=partial(mean_loss, task, module, arm.validation),
                 places=arm.places,
+                origin=arm.origin,
             )
         except DivergedError as error:
             outcome = error.with_traceback(None)  # its frames would keep the optimizer
@@ -267,18 +271,15 @@ def _in_one_pass(base: _Base, arms: Sequence[Arm]) -> Iterator[Trained]:
         stack.enter_context(recomputing(network, wanted=wanted))
         for module in modules:
             stack.enter_context(adapt.lean(module, base.store(module)))
+        courses = [_course(arm, module, task) for arm, module, (_, task) in zip(arms, modules, started, strict=True)]
+        for course in courses:
+            stack.enter_context(course.closing())
         runners = [
-            Runner(
-                number,
-                _course(arm, adapted.module, task),
-                task,
-                arm.examples,
-                arm.section,
-                score=partial(mean_loss, task, adapted.module),
-            )
-            for number, (arm, (adapted, task)) in enumerate(zip(arms, started, strict=True))
+            Runner(number, course, task, arm.examples, arm.section, score=partial(mean_loss, task, adapted.module))
+            for number, (arm, course, (adapted, task)) in enumerate(zip(arms, courses, started, strict=True))
         ]
-        train(Passes(network, lanes, base.precision, min(arm.section.token_budget for arm in arms)), runners)
+        budget = min(course.cut().token_budget for course in courses)
+        train(Passes(network, lanes, base.precision, budget), runners)
         outcomes = [runner.end() for runner in runners]
     for arm, (adapted, _), outcome in zip(arms, started, outcomes, strict=True):
         yield Trained(arm, adapted, outcome)
@@ -293,4 +294,5 @@ def _course(arm: Arm, module: nn.Module, task: Task[Any]) -> Course:
         adapters=True,
         validate=partial(mean_loss, task, module, arm.validation),
         places=arm.places,
+        origin=arm.origin,
     )

@@ -89,7 +89,9 @@ class Runner:
         except DivergedError as error:
             return error
 
-    def moved(self, turn: _Turn, sums: _Sums, seconds: float, loss: float, norm: float) -> StepRecord | DivergedError:
+    def moved(
+        self, turn: _Turn, sums: _Sums, seconds: float, loss: float, norm: float, most_tokens: int
+    ) -> StepRecord | DivergedError:
         """Take the step whose gradients are there, unless the loss says that the weights are being ruined."""
         course, step = self.course, turn.step
         try:
@@ -99,7 +101,17 @@ class Runner:
         rate = float(course.optimizer.param_groups[0]["lr"])
         move(course.optimizer, sums.weight, norm, self._section.max_grad_norm)
         course.schedule.step()
-        return StepRecord(step.number, step.epoch, loss, norm, rate, sums.weight, turn.tokens, seconds)
+        return StepRecord(
+            step=step.number,
+            epoch=step.epoch,
+            loss=loss,
+            grad_norm=norm,
+            learning_rate=rate,
+            weight=sums.weight,
+            tokens=turn.tokens,
+            seconds=seconds,
+            most_tokens=most_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +178,7 @@ class Passes:
             return [result for turn in turns for result in self.step([turn])]
         seconds = (time.perf_counter() - began) / sum(turn.tokens for turn in turns)
         return [
-            turn.runner.moved(turn, s, seconds * turn.tokens, loss, norm)
+            turn.runner.moved(turn, s, seconds * turn.tokens, loss, norm, self._budget)
             for turn, s, (loss, norm) in zip(turns, sums, found, strict=True)
         ]
 
