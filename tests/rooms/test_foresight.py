@@ -47,28 +47,29 @@ def metier(place: Path, *words: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_peak_is_foreseen_by_formula_and_nearly_known_once_seen(place, method):
-    def planned(seed):
+    def planned(folder):
         tree = {
             "model": {"base": str(place / "model"), "threads": 1},
             "data": {"train": str(place / "rows.jsonl"), "overlap": "allow"},
             "task": "complete",
             "method": method,
-            "train": {"batch_size": 24, "max_steps": 3, "evaluations": 1, "learning_rate": 1e-4, "seed": seed},
+            "train": {"batch_size": 24, "max_steps": 3, "evaluations": 1, "learning_rate": 1e-4},
             "evaluate": {"rows": 1, "generate": False, "retention": "off", "baselines": False},
-            "export": {"folder": str(place / f"{method}-{seed}")},
+            "export": {"folder": str(place / f"{method}-{folder}")},
         }
         job = place / "job.json"
         job.write_text(json.dumps(tree), "utf-8")
         found = json.loads(metier(place, "plan", str(job), "--json"))
         metier(place, "train", str(job), "--quiet")
-        evidence = json.loads((place / f"{method}-{seed}" / "evidence.json").read_text("utf-8"))
+        evidence = json.loads((place / f"{method}-{folder}" / "evidence.json").read_text("utf-8"))
         used = next(p["peak_memory_bytes"] for p in evidence["cost"]["phases"] if p["name"] == "train")
         return next(m for m in found["methods"] if m["kind"] == method), used
 
-    by_formula, used = planned(0)
+    by_formula, used = planned("first")
     assert by_formula["basis"] == "formula"
     # The process itself takes more or less with the versions of its libraries: 100 MB, beside the 10 % of the formula.
     assert abs(by_formula["peak_bytes"] - used) <= 0.1 * used + 100_000_000
-    by_run, used = planned(1)
+    by_run, used = planned("second")
     assert by_run["basis"] == "measured"
+    # The same rows in the same order: another order leaves other holes in the heap, which no plan knows.
     assert by_run["peak_bytes"] == pytest.approx(used, rel=0.1)
