@@ -24,19 +24,19 @@ COUNTS: Counter[str] = Counter()
 BEGAN = time.monotonic()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def whole() -> bool:
     """Whether everything is tried, and not a selection."""
     return WHOLE
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def counts() -> Counter[str]:
     """What was tried and how often it held: `name` and `name: held`."""
     return COUNTS
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def lab(tmp_path_factory):
     """Models, rows and runs."""
     root = tmp_path_factory.mktemp("crash")
@@ -45,7 +45,8 @@ def lab(tmp_path_factory):
         yield Lab(root)
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Write the table, once everything was tried."""
     if WHOLE and COUNTS:
-        write_table(TABLE, COUNTS, time.monotonic() - BEGAN, failed=session.testsfailed)
+        failed = sum(len(terminalreporter.stats.get(how, ())) for how in ("failed", "error"))
+        write_table(TABLE, COUNTS, time.monotonic() - BEGAN, failed=failed)

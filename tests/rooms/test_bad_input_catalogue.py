@@ -393,7 +393,7 @@ class TestTemplates:
         ("text", "code", "words"),
         [
             (b"{% for m in messages %}", 65, "the chat template refuses this conversation"),
-            (b"{{ ''.__class__.__mro__[1].__subclasses__() }}", 65, "is unsafe"),
+            (b"{{ ''.__class__.__mro__[1].__subclasses__() }}", 77, "is unsafe"),
             (b"hello", 65, "the template leaves replies out"),
             (b"\xff\xfe\0\0", 2, "not UTF-8 at byte 0 - save it as UTF-8"),
         ],

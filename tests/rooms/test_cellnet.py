@@ -501,9 +501,9 @@ def damage_missing(folder):
         (damage_config, "the network cannot be read: 'genes'"),
         (damage_sizes, "bias: is missing, left over or misshapen"),
         (damage_word, "the network cannot be read"),
-        (damage_end, "the network cannot be read"),
+        (damage_end, "lies outside the file"),
         (damage_tensor, r"(?s)known\.bias.*knwon\.bias"),
-        (damage_missing, "the network cannot be read"),
+        (damage_missing, "there is no such file"),
     ],
 )
 def test_a_damaged_folder_is_refused(damage, said, tmp_path):

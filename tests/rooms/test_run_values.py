@@ -278,7 +278,7 @@ class TestCells:
             specialist.evaluate("others.h5mu")
 
     def test_where_no_step_was_kept_the_verdict_says_so(self, pretrained):
-        train = {"learning_rate": 3.0, "max_steps": 2, "batch_size": 16}
+        train = {"learning_rate": 0.001, "max_steps": 2, "batch_size": 16}
         run = metier.train(cells_job("nothing_kept", pretrained.path, train=train))
         assert run.evidence.cost.best_step == 0
         assert "No step of tuning was kept" in run.evidence.verdict[0]

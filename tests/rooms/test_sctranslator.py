@@ -430,7 +430,7 @@ def test_a_damaged_file_is_told(tmp_path):
     (tmp_path / "w.pt").write_bytes(b"no")
     save_file({"w": torch.ones(1)}, tmp_path / "other.safetensors")
     for name, said in (
-        ("w.safetensors", "cannot be read"),
+        ("w.safetensors", "too few for a safetensors file"),
         ("w.pt", "cannot be read"),
         ("other.safetensors", "no scT"),
     ):

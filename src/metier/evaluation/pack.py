@@ -88,7 +88,7 @@ def _parse(text: str, name: str) -> tuple[Item, ...]:
         else:
             faults.append(found)
     if len(faults) > MOST_FAULTS:
-        faults = [*faults[:MOST_FAULTS], Fault(name, f"and {len(faults) - MOST_FAULTS} more lines likewise", "")]
+        faults = [*faults[:MOST_FAULTS], Fault(name, f"and {len(faults) - MOST_FAULTS} more lines with faults", "")]
     if faults or not items:
         raise DataError.of(faults or [Fault(name, "no items", "write one JSON object a line")])
     return tuple(items)
