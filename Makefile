@@ -22,6 +22,7 @@ demo: $(VENV)/.demo
 
 test: check
 	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/crash
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

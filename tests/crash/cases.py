@@ -66,7 +66,7 @@ def recipe(root: Path, name: str, folder: Path, **sections: Any) -> Recipe:
             "epochs": 9,
             "batch_size": 4,
             "evaluations": 4,
-            "learning_rate": 0.001 if network == "cells" else 0.01,
+            "learning_rate": 1e-4 if network == "cells" else 0.01,
             "micro_batch_tokens": 256,
         },
         "evaluate": {"rows": 3, "max_new_tokens": 2, "retention": "off", "baselines": False},

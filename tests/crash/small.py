@@ -11,6 +11,7 @@ from torch import nn
 
 from metier.core import Loss, files
 from metier.recipe import TrainSection
+from metier.tasks import Shown
 from metier.training import Origin, Outcome, Places, checkpoint, run
 from metier.training.precision import Precision
 
@@ -38,6 +39,9 @@ class Fit:
 
     def size(self, row: int) -> int:
         return 1
+
+    def show(self, row: int) -> Shown:
+        return Shown(f"row {row}", ((str(row), True),))
 
     def read(self, rows: Any) -> int:
         return len(rows)

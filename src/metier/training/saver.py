@@ -156,7 +156,10 @@ class Saver:
 
     def _write(self, progress: Progress, contents: Contents) -> None:
         # The lines of the steps that a checkpoint holds must not be lost where it is not.
-        files.sync(self._metrics)
+        try:
+            files.sync(self._metrics)
+        except OSError as error:
+            raise files.storage_error(self._metrics, error) from error
         checkpoint.commit(self.folder, progress, contents, keep=self._keep)
 
     def _while_wanted(self, blocks: Any) -> Iterator[files.Block]:
