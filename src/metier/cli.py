@@ -173,11 +173,16 @@ def compare(
 
     set_quiet(quiet=quiet)
     others, settings = compared.told_apart(overrides or ())
+    asked = compared.asked(methods=methods, seeds=seeds, budget=budget, data_curve=data_curve)
     if others:
+        if plan_only or any(value is not None for value in asked.values()):
+            raise _usage(
+                "--methods, --seeds, --budget, --data-curve and --plan-only are for one recipe",
+                "leave them out: several tasks are each tuned by LoRA, once",
+            )
         several = api.compare_tasks([job, *others], *settings)
         _print(compared.several_as_json(several)) if as_json else compared.show_several(several)
         return
-    asked = compared.asked(methods=methods, seeds=seeds, budget=budget, data_curve=data_curve)
     if plan_only:
         outline = api.plan_comparison(job, *overrides or (), **asked)
         _print(outline.model_dump(mode="json")) if as_json else compared.show_plan(outline)
