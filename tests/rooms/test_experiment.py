@@ -479,7 +479,7 @@ class TestStopped:
             assert not (trials.parent / "comparison.json").exists()
         made = metier.compare(job)
         one, two = (json.loads((m.path / "comparison.json").read_text()) for m in (compared, made))
-        one["verdict"], two["verdict"] = one["verdict"][::2], two["verdict"][::2]  # the second line tells of time
+        one["verdict"], two["verdict"] = one["verdict"][:1], two["verdict"][:1]  # the other lines tell of time
         assert without_times(one) == without_times(two)
 
     def test_a_signal_ends_it_with_75(self, place):
