@@ -29,9 +29,8 @@ from metier.recipe import (
     ModelSection,
     TrainSection,
 )
-from metier.tasks import build
+from metier.tasks import build, mean_loss
 from metier.training import Arm, Places, abreast, read_metrics, run
-from metier.training.arms import mean_loss
 from metier.training.precision import Precision
 
 CPU = Precision("fp32", torch.device("cpu"))

@@ -10,18 +10,20 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
 
-from metier import adapt, evaluation, models, tasks, training
+from metier import adapt, evaluation, models, training
 from metier.core import DivergedError, MetierError, files, log
 from metier.core.evidence import Value
 from metier.core.files import write_json
 from metier.core.meter import Meter
 from metier.recipe import LoRAMethod, Recipe, Step
 from metier.run.foresee import fast, learning
+from metier.tasks import mean_loss
 
 if TYPE_CHECKING:
     from metier.evaluation import Measured
@@ -247,11 +249,6 @@ def train(place: Path, ready: Ready, base: LoadedBase, plan: Plan, *, keeps: boo
 def _run(place: Path, ready: Ready, base: LoadedBase, plan: Plan) -> training.Outcome:
     job, module = ready.job, ready.adapted.module
     recipe = job.recipe
-
-    def validate() -> float:
-        loss = tasks.score(job.task, module, job.validation)
-        return float(loss.total_B.sum() / loss.weight_B.sum())
-
     planned = plan.method(recipe.method.kind)
     checkpointing = planned is not None and planned.checkpointing
     with (
@@ -267,7 +264,7 @@ def _run(place: Path, ready: Ready, base: LoadedBase, plan: Plan) -> training.Ou
             learning_rate=float(recipe.train.learning_rate),
             adapters=isinstance(recipe.method, LoRAMethod),
             precision=base.precision,
-            validate=validate,
+            validate=partial(mean_loss, job.task, module, job.validation),
             places=training.Places(
                 metrics=place / "metrics.jsonl",
                 checkpoints=place / "checkpoints",

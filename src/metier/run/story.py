@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,8 +99,10 @@ def _tell_from(setup: Setup, meter: Meter, command: str) -> None:
     with meter.phase("train"):
         fit = _fit(setup)
         adapted = _adapt(setup, fit.said)
-        dial = _dial(setup, adapted)
-        outcome = _train(setup, adapted, origin, keep_start=bool(fit.said))
+        # What is dropped in training is known only now.
+        task = job.task.suited(adapted.module)
+        dial = _dial(setup, adapted, task)
+        outcome = _train(setup, adapted, task, origin, keep_start=bool(fit.said))
         strengths = _keep_floor(setup, dial, outcome)
     with meter.phase("measure after"):
         after = job.measure(setup.model, adapted.module, base=before)
@@ -229,12 +232,11 @@ def _adapt(setup: Setup, fitted: Sequence[str]) -> Adapted:
     return replace(adapted, notes=(*fitted, *adapted.notes))
 
 
-def _train(setup: Setup, adapted: Adapted, origin: training.Origin, *, keep_start: bool) -> training.Outcome:
+def _train(
+    setup: Setup, adapted: Adapted, task: tasks.Task[Any], origin: training.Origin, *, keep_start: bool
+) -> training.Outcome:
     job, export = setup.job, setup.job.recipe.export
     log.note(f"learning rate {setup.learning_rate:g}: {setup.reason}")
-
-    # What is dropped in training is known only now.
-    task = job.task.suited(adapted.module)
     for text in tasks.reading(task, job.train, job.recipe.train):
         log.note(text)
     checkpointing = setup.planned is not None and setup.planned.checkpointing
@@ -251,7 +253,7 @@ def _train(setup: Setup, adapted: Adapted, origin: training.Origin, *, keep_star
             learning_rate=setup.learning_rate,
             adapters=isinstance(job.recipe.method, LoRAMethod),
             precision=setup.precision,
-            validate=_validation(job, task, adapted.module),
+            validate=partial(tasks.mean_loss, task, adapted.module, job.validation),
             places=training.Places(
                 metrics=setup.folder.metrics,
                 checkpoints=setup.folder.checkpoints,
@@ -268,17 +270,7 @@ def _train(setup: Setup, adapted: Adapted, origin: training.Origin, *, keep_star
     return outcome
 
 
-def _validation(job: Job, task: tasks.Task[Any], module: nn.Module) -> Callable[[], float]:
-    """Takes the validation loss of the network as it is."""
-
-    def validate() -> float:
-        loss = tasks.score(task, module, job.validation)
-        return float(loss.total_B.sum() / loss.weight_B.sum())
-
-    return validate
-
-
-def _dial(setup: Setup, adapted: Adapted) -> Dial | None:
+def _dial(setup: Setup, adapted: Adapted, task: tasks.Task[Any]) -> Dial | None:
     """What keeps the start of the network, where a floor is set."""
     job, module = setup.job, adapted.module
     if job.recipe.train.retain is None:
@@ -287,7 +279,7 @@ def _dial(setup: Setup, adapted: Adapted) -> Dial | None:
         module=module,
         new=setup.model.new,
         folder=setup.folder.checkpoints,
-        validate=_validation(job, job.task.suited(module), module),
+        validate=partial(tasks.mean_loss, task, module, job.validation),
         kept=job.keeping(setup.model, module),
     )
     dial.begin()

@@ -23,7 +23,7 @@ from metier.tasks.own import build as build_own
 from metier.tasks.protocol import Answering, Shown, Task, TextTask
 from metier.tasks.reading import reading
 from metier.tasks.rehearsal import rehearse
-from metier.tasks.scoring import score, to_device
+from metier.tasks.scoring import mean_loss, score, to_device
 from metier.tasks.seq2seq import SequenceToSequence
 from metier.tasks.store import rows_behind, sizes
 from metier.tasks.values import ValueTask, predict, targets
@@ -47,6 +47,7 @@ __all__ = [
     "build_own",
     "head_for",
     "joined",
+    "mean_loss",
     "predict",
     "reading",
     "rehearse",

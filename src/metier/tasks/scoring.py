@@ -43,6 +43,12 @@ def score(task: Task[Any], model: nn.Module, examples: Sequence[Any], *, batch_t
     return Loss(total_N, weight_N)
 
 
+def mean_loss(task: Task[Any], model: nn.Module, examples: Sequence[Any]) -> float:
+    """Mean loss of a scored element over examples, with the weights as they are."""
+    loss = score(task, model, examples)
+    return float(loss.total_B.sum() / loss.weight_B.sum())
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch where the model is."""
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}

@@ -20,7 +20,7 @@ from metier.core.log import note
 from metier.core.rng import derive, seed_everything
 from metier.models.lean import Store, drops, trunk_depth
 from metier.recipe import LoRAMethod
-from metier.tasks import score, to_device, why_apart
+from metier.tasks import mean_loss, score, to_device, why_apart
 from metier.training import batches
 from metier.training.compiling import compiled
 from metier.training.course import Course, Outcome, Places, run
@@ -215,12 +215,6 @@ class _Base:
             with self.precision.arithmetic():
                 task.loss(module, to_device(task.collate([examples[row]]), self.precision.device))
         kept |= rows
-
-
-def mean_loss(task: Task[Any], module: nn.Module, examples: Sequence[Any]) -> float:
-    """Mean loss of a scored element."""
-    loss = score(task, module, examples)
-    return float(loss.total_B.sum() / loss.weight_B.sum())
 
 
 # ------------------------------------------------------------------------------------------------ one after the other

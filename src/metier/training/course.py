@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from metier.core.log import note
 from metier.core.log import progress as bar
 from metier.core.meter import peak_memory_bytes
 from metier.core.rng import derive, seed_everything
-from metier.tasks import score
+from metier.tasks import mean_loss
 from metier.training import batches
 from metier.training.checkpoint import Origin, Progress
 from metier.training.loop import fit
@@ -132,7 +133,7 @@ def run(
         )
         with suspects.explained(), course.closing():
             course.begin(keep_start=keep_start)
-            watch = course.watch(lambda rows: _mean(module, task, rows))
+            watch = course.watch(partial(mean_loss, task, module))
             taken = fit(
                 module,
                 task,
@@ -156,11 +157,6 @@ def run(
                         break
                     course.save_if_due()
             return course.end()
-
-
-def _mean(module: nn.Module, task: Task[Any], rows: Sequence[Any]) -> float:
-    loss = score(task, module, rows)
-    return float(loss.total_B.sum() / loss.weight_B.sum())
 
 
 class Course:

@@ -45,14 +45,6 @@ class MetricsLog:
         said = loss if math.isfinite(loss) else None
         self._append({"kind": "validation", "step": step, "epoch": epoch, "loss": said, "best": best})
 
-    def make_durable(self) -> None:
-        """Make what was noted so far survive a power cut.
-
-        Raises:
-            OSError: If the system cannot.
-        """
-        files.sync(self._path)
-
     def _append(self, line: dict[str, Any]) -> None:
         files.append(self._path, json.dumps(line) + "\n")
         event(**line)
