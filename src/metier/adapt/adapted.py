@@ -7,6 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from metier.models.structure import saved_buffers
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -56,5 +58,4 @@ def finish(module: nn.Module, method: str, notes: tuple[str, ...] = ()) -> Adapt
 def moving_weights(module: nn.Module) -> dict[str, Tensor]:
     """Everything that training changes, by name: moving parameters, and buffers (running statistics)."""
     moving = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-    kept = set(module.state_dict(keep_vars=True))
-    return moving | {name: buffer for name, buffer in module.named_buffers() if name in kept}
+    return moving | saved_buffers(module)

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from metier import adapt, models, training
+from metier import models, training
 from metier.core import files
-from metier.core.rng import derive, seed_everything
+from metier.models.structure import saved_buffers
 from metier.recipe import LoRAMethod
-from metier.run.job import Job, choose_device
+from metier.run.job import Job, choose_device, make_ready
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -69,23 +69,14 @@ class LoadedBase:
     @contextmanager
     def ready(self, job: Job) -> Iterator[Ready]:
         """The base made ready for the job's method and seed; afterwards it is the base again."""
-        module, recipe = self.model.module, job.recipe
         self._put(self._head(job))
         fitted = job.calibrate(self.model)
-        seed_everything(derive(recipe.train.seed, "adapt"))
-        adapted = adapt.adapt(
-            module,
-            recipe.method,
-            head=job.head,
-            base_name=self.model.lineage.reference,
-            new=(*self.model.new, *self.model.whole),
-        )
-        self.precision.place(adapted.module)
+        made = make_ready(job, self.model, self.precision)
         gc.collect()  # what an earlier training left must not count as this one's memory
         try:
-            yield Ready(adapted, replace(job, task=job.task.suited(adapted.module)), fitted)
+            yield Ready(made, replace(job, task=job.task.suited(made.module)), fitted)
         finally:
-            self._restore(adapted.module, lora=isinstance(recipe.method, LoRAMethod))
+            self._restore(made.module, lora=isinstance(job.recipe.method, LoRAMethod))
 
     def close(self) -> None:
         """Remove what was kept on disk."""
@@ -95,9 +86,8 @@ class LoadedBase:
     def _clones(self) -> dict[str, Tensor]:
         """What may change even where the base stays: new and whole parameters, and running statistics."""
         module = self.model.module
-        kept = set(module.state_dict(keep_vars=True))
         small: dict[str, Tensor] = {name: module.get_parameter(name) for name in (*self.model.new, *self.model.whole)}
-        small |= {name: buffer for name, buffer in module.named_buffers() if name in kept}
+        small |= saved_buffers(module)
         return {name: tensor.detach().clone() for name, tensor in small.items()}
 
     def _head(self, job: Job) -> Mapping[str, Tensor]:
@@ -127,6 +117,5 @@ class LoadedBase:
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     """Every parameter once, and the buffers that are saved."""
-    kept = set(module.state_dict(keep_vars=True))
     own = {name: parameter.detach() for name, parameter in module.named_parameters()}
-    return own | {name: buffer for name, buffer in module.named_buffers() if name in kept}
+    return own | saved_buffers(module)

@@ -9,6 +9,8 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from torch import Tensor
+
 
 def head_names(module: nn.Module) -> tuple[str, ...]:
     """Direct children of the network that are not its trunk: `lm_head`, `classifier`, `score` ...
@@ -54,6 +56,12 @@ def blocks(module: nn.Module) -> nn.ModuleList | None:
         if isinstance(child, nn.ModuleList) and is_stack and (found is None or len(child) >= len(found)):
             found = child
     return found
+
+
+def saved_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Buffers that a state dict holds, such as running statistics, by full name."""
+    kept = set(module.state_dict(keep_vars=True))
+    return {name: buffer for name, buffer in module.named_buffers() if name in kept}
 
 
 def linears(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -9,10 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metier import planning, tasks
+from metier import adapt, planning, tasks
 from metier.core import DataError, Fault, RecipeError, log
 from metier.core.lazily import Made
-from metier.core.rng import derive
+from metier.core.rng import derive, seed_everything
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from metier.adapt import Adapted
     from metier.core.evidence import Answer, Baseline, Breakdown, Scatter
     from metier.data.records import Record, Splits
     from metier.evaluation import Measured
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from metier.planning import Plan
     from metier.recipe import Recipe, TrainSection
     from metier.tasks import Shown, Task
+    from metier.training import Precision
 
 
 SPLITS = ("train", "validation", "test")
@@ -268,6 +270,21 @@ def choose_device(recipe: Recipe) -> torch.device:
     if recipe.model.device != "auto":
         return torch.device(recipe.model.device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def make_ready(job: Job, model: Model, precision: Precision) -> Adapted:
+    """The model's network made ready for the recipe's method, in place: new numbers are drawn by the recipe's seed."""
+    recipe = job.recipe
+    seed_everything(derive(recipe.train.seed, "adapt"))
+    made = adapt.adapt(
+        model.module,
+        recipe.method,
+        head=job.head,
+        base_name=model.lineage.reference,
+        new=(*model.new, *model.whole),
+    )
+    precision.place(made.module)
+    return made
 
 
 def learning_rate(job: Job, section: TrainSection | None = None) -> tuple[float, str]:

@@ -18,13 +18,12 @@ from metier.core import InterruptedRunError, commits, files, log
 from metier.core.evidence import Cost, Evidence, Setting
 from metier.core.files import cache_root, size_bytes, write_json
 from metier.core.meter import Meter
-from metier.core.rng import derive, seed_everything
 from metier.core.version import __version__
 from metier.recipe import LoRAMethod, Recipe, dump
 from metier.run import environment, strength
 from metier.run.folder import RunFolder, enter, points, settings, write_facts
 from metier.run.foresee import fast, foresee, learning, settle
-from metier.run.job import Job, choose_device, learning_rate, say
+from metier.run.job import Job, choose_device, learning_rate, make_ready, say
 from metier.run.lock import claim
 from metier.run.preparation import prepare
 from metier.run.strength import Dial
@@ -209,27 +208,18 @@ def _fit(setup: Setup) -> Fit:
 
 
 def _adapt(setup: Setup, fitted: Sequence[str]) -> Adapted:
-    recipe = setup.job.recipe
-    seed_everything(derive(recipe.train.seed, "adapt"))
-    adapted = adapt.adapt(
-        setup.model.module,
-        recipe.method,
-        head=setup.job.head,
-        base_name=setup.model.lineage.reference,
-        new=(*setup.model.new, *setup.model.whole),
-    )
-    setup.precision.place(adapted.module)
-    share = adapted.moved / adapted.total
+    made = make_ready(setup.job, setup.model, setup.precision)
+    share = made.moved / made.total
     log.note(
-        f"{adapted.method}: {adapted.moved:,} of {adapted.total:,} parameters move ({share:.2%})",
-        moved=adapted.moved,
-        total=adapted.total,
+        f"{made.method}: {made.moved:,} of {made.total:,} parameters move ({share:.2%})",
+        moved=made.moved,
+        total=made.total,
     )
-    for pattern, tensors, count in adapted.patterns()[:12]:
+    for pattern, tensors, count in made.patterns()[:12]:
         log.note(f"  {pattern}  x{tensors}  {count:,}")
-    for text in (*fitted, *adapted.notes):
+    for text in (*fitted, *made.notes):
         log.note(text)
-    return replace(adapted, notes=(*fitted, *adapted.notes))
+    return replace(made, notes=(*fitted, *made.notes))
 
 
 def _train(
