@@ -23,18 +23,20 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 SMALLEST_OF_INTEREST = 0.01
-"""A point of a share or of a score, and a hundredth of a loss or another ratio: differences below count as none unless
-the user says otherwise. Judgement."""
+"""A point of a share or of a score that more is better of, and a hundredth of a loss, an error or another ratio:
+differences below count as none unless the user says otherwise. Judgement."""
 
 
-def usual_delta(rows: Rows, value: float) -> float:
-    """Differences of a measure below this count as none, where nothing else is said.
+def usual_delta(rows: Rows, value: float, delta: float = SMALLEST_OF_INTEREST) -> float:
+    """Differences of a measure below this count as none: a part of the figure for losses and errors.
 
     Args:
         rows: The measure.
         value: Its figure for the untuned model, or for the first arm where that has none.
+        delta: What the user says of it.
     """
-    return SMALLEST_OF_INTEREST * (abs(value) if rows.unit in {"nats", "ratio"} else 1.0)
+    absolute = rows.unit == "share" or (rows.unit == "score" and rows.higher_is_better)
+    return delta if absolute else delta * abs(value)
 
 
 def over_seeds(name: str, cells: Sequence[Rows], confidence: float, clusters: Sequence[str] | None = None) -> Estimate:

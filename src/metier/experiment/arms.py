@@ -30,9 +30,8 @@ class Arm:
 
     def recipe(self, recipe: Recipe, *, rate: float, seed: int, steps: int, evaluations: int) -> Recipe:
         """The recipe that trains this arm once, over so many steps with the whole schedule."""
-        changes = {"learning_rate": rate, "seed": seed, "max_steps": steps, "evaluations": evaluations}
-        train = recipe.train.model_copy(update=changes)
-        return recipe.model_copy(update={"method": self.method, "train": train})
+        made = recipe.with_train(learning_rate=rate, seed=seed, max_steps=steps, evaluations=evaluations)
+        return made.model_copy(update={"method": self.method})
 
 
 def arms_of(recipe: Recipe) -> tuple[Arm, ...]:

@@ -223,9 +223,8 @@ def _beside(left: str, alive: Mapping[int, Measured], right: Found, scene: Scene
 
 def delta_of(name: str, rows: Rows, scene: Scene) -> float:
     """Differences below this count as none: the recipe's delta, as a part of the base's figure for losses."""
-    if rows.unit == "share" or (rows.unit == "score" and rows.higher_is_better):
-        return scene.delta
-    return scene.delta * abs(scene.estimate(name, [scene.before.rows.get(name, rows)]).value)
+    value = scene.estimate(name, [scene.before.rows.get(name, rows)]).value
+    return evaluation.usual_delta(rows, value, scene.delta)
 
 
 def point(way: Way, share: float, rows: int, rate: float, cells: Sequence[Measured], scene: Scene) -> CurvePoint:

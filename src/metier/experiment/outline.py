@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from metier import planning
 from metier.core import log
 from metier.core.evidence import Value
 from metier.experiment import budget
 from metier.experiment.budget import Prices, Size
 from metier.report import Voice, plain
 from metier.run.foresee import plan_job
+from metier.run.job import choose_device
 
 if TYPE_CHECKING:
     from metier.experiment.arms import Arm
@@ -101,8 +103,14 @@ def foresee(job: Job, arms: Sequence[Arm]) -> Foreseen:
     Raises:
         RecipeError: If a LoRA target names no layer.
     """
+    # Once for all: arms are set beside each other on one machine, whose speed drifts.
+    speed = planning.measure_flops_per_second(str(choose_device(job.recipe)))
     plans = {
-        arm.name: plan_job(replace(job, recipe=job.recipe.model_copy(update={"method": arm.method})), probe=False)
+        arm.name: plan_job(
+            replace(job, recipe=job.recipe.model_copy(update={"method": arm.method})),
+            probe=False,
+            flops_per_second=speed,
+        )
         for arm in arms
     }
     methods = {arm.name: plans[arm.name].method(arm.method.kind) for arm in arms}

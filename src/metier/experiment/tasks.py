@@ -74,7 +74,7 @@ def compare_tasks(
     with claim(folder.lock):
         train = settle(jobs[0], folder).recipe.train
         # One number of tokens that are read at once for all tasks, the one that the first began with.
-        jobs = tuple(_with_budget(job, train.token_budget) for job in jobs)
+        jobs = tuple(replace(job, recipe=job.recipe.with_train(micro_batch_tokens=train.token_budget)) for job in jobs)
         enter(folder, jobs[0].recipe, given)
         for number, job in enumerate(jobs[1:], 1):
             _enter_also(folder.path / "trials" / f"task-{number}.yaml", job.recipe)
@@ -126,11 +126,6 @@ def _checked(recipes: Sequence[Recipe], names: Sequence[str]) -> tuple[TextJob, 
             hint="set the same in every recipe",
         )
     return tuple(jobs)
-
-
-def _with_budget(job: TextJob, tokens: int) -> TextJob:
-    train = job.recipe.train.model_copy(update={"micro_batch_tokens": tokens})
-    return replace(job, recipe=job.recipe.model_copy(update={"train": train}))
 
 
 def _enter_also(path: Path, recipe: Recipe) -> None:
@@ -207,12 +202,10 @@ class _Several:
         place = self.folder.path / "trials" / name
         if (place / RESULT).exists():
             return place
-        recipe = job.recipe
         rate = learning_rate(job)[0]
-        made = recipe.model_copy(update={"train": recipe.train.model_copy(update={"learning_rate": rate})})
         log.note(f"{name}: learning rate {rate:g}")
         base = self.base()
-        job = replace(job, recipe=made)
+        job = replace(job, recipe=job.recipe.with_train(learning_rate=rate))
         with base.ready(job) as ready:
             if start is not None:
                 training.checkpoint.load_weights(ready.adapted.module, start / "adapter" / WEIGHTS)

@@ -140,10 +140,7 @@ class Trials:
 
     def find(self, unit: Unit) -> Ended | None:
         """How a unit ended that was made before; None where it was not."""
-        try:
-            return Ended.model_validate_json((self._folder / unit.folder / RESULT).read_text("utf-8"))
-        except (OSError, ValidationError):
-            return None
+        return _read(self._folder / unit.folder / RESULT)
 
     def measured(self, unit: Unit) -> Measured | None:
         """What a unit that did not diverge scored on the test rows."""
@@ -163,7 +160,8 @@ class Trials:
         job = replace(job, recipe=recipe_of(unit, job.recipe, len(job.train)))
         base = self._base()
         with base.ready(job) as ready:
-            ended = _trained(place)
+            # Trained before, though not measured.
+            ended = _read(place / TRAINED)
             if ended is not None:
                 training.checkpoint.load_weights(ready.adapted.module, place / WEIGHTS)
             else:
@@ -191,14 +189,14 @@ def recipe_of(unit: Unit, recipe: Recipe, rows: int) -> Recipe:
     if isinstance(schedule, Step) and unit.length < 1:
         # Fewer cuts fit, so each is deeper: the rate ends where that of the whole training does.
         schedule = schedule.model_copy(update={"gamma": schedule.gamma ** (1 / unit.length)})
-        made = made.model_copy(update={"train": made.train.model_copy(update={"schedule": schedule})})
+        made = made.with_train(schedule=schedule)
     return made
 
 
-def _trained(place: Path) -> Ended | None:
-    """What a unit said of its training before it was measured; None where it is not trained."""
+def _read(path: Path) -> Ended | None:
+    """How a unit ended, as it was written there; None where nothing whole is."""
     try:
-        return Ended.model_validate_json((place / TRAINED).read_text("utf-8"))
+        return Ended.model_validate_json(path.read_text("utf-8"))
     except (OSError, ValidationError):
         return None
 

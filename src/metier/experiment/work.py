@@ -199,8 +199,7 @@ class Work:
             return rate
         if isinstance(arm.method, FullMethod) and lora is not None and not self.job.scratch:
             return search.rounded(lora.rate / LORA_OVER_FULL)
-        auto = recipe.train.model_copy(update={"learning_rate": "auto"})
-        made = recipe.model_copy(update={"method": arm.method, "train": auto})
+        made = recipe.with_train(learning_rate="auto").model_copy(update={"method": arm.method})
         return learning_rate(replace(self.job, recipe=made))[0]
 
     def _cell(self, arm: Arm, rate: float, number: int) -> Seed:

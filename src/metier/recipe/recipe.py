@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from metier.recipe.compare import CompareSection
 from metier.recipe.data import DataSection
 from metier.recipe.evaluate import EvaluateSection
@@ -32,3 +34,7 @@ class Recipe(Section):
     """Which ways to tune `metier compare` sets beside each other."""
     export: ExportSection = ExportSection()
     """Where the result goes."""
+
+    def with_train(self, **settings: Any) -> Recipe:
+        """The same job with other settings of `train`, which are taken as they are: checked already."""
+        return self.model_copy(update={"train": self.train.model_copy(update=settings)})

@@ -27,19 +27,20 @@ if TYPE_CHECKING:
     from metier.run.job import Job
 
 
-def plan_job(job: Job, *, probe: bool) -> Plan:
+def plan_job(job: Job, *, probe: bool, flops_per_second: float | None = None) -> Plan:
     """The plan of a job.
 
     Args:
         job: Checked, its rows encoded.
         probe: Load the model and take a few steps with the recipe's method, whose figures are then measured.
+        flops_per_second: Speed of the machine, for plans that are set beside each other; None measures it.
 
     Raises:
         MetierError: If the model cannot be loaded for the probe, or the method does not fit it.
     """
     recipe = job.recipe
     device = choose_device(recipe)
-    plan = job.plan(flops_per_second=planning.measure_flops_per_second(str(device)))
+    plan = job.plan(flops_per_second=flops_per_second or planning.measure_flops_per_second(str(device)))
     setting = _setting(job, device)
     if not probe:
         return planning.informed(plan, setting)
@@ -110,8 +111,7 @@ def settle(job: Job, folder: RunFolder) -> Job:
         budget = job.plan(flops_per_second=None).budget
         tokens = budget.tokens
         log.note(f"at most {tokens:,} tokens are read at once: {budget.reason}")
-    train = job.recipe.train.model_copy(update={"micro_batch_tokens": tokens})
-    return replace(job, recipe=job.recipe.model_copy(update={"train": train}))
+    return replace(job, recipe=job.recipe.with_train(micro_batch_tokens=tokens))
 
 
 def foresee(job: Job) -> Plan:
