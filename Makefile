@@ -21,7 +21,7 @@ demo: $(VENV)/.demo
 	$(BIN)/metier demo
 
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/crash
 
 check: $(VENV)/.dev
