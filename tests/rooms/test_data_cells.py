@@ -286,6 +286,87 @@ class TestFiles:
         with pytest.raises(DataError, match="no such file"):
             moved.read(np.arange(3))
 
+    def test_one_that_is_written_anew_while_it_is_read(self, tmp_path):
+        path, _ = write_pair(tmp_path, *synthetic())
+        moved = pickle.loads(pickle.dumps(read_cells(path, with_proteins=False, memory_bytes=0).rna_source))
+        write_pair(tmp_path, *synthetic())
+        with pytest.raises(DataError, match="has changed since it was looked through"):
+            moved.read(np.arange(3))
+
+
+def _points_to_another_file(file, folder):
+    file["uns/other"] = h5py.ExternalLink(folder / "other.h5", "/")
+
+
+def _has_its_values_in_another_file(file, folder):
+    file.create_dataset("uns/values", (4,), "u1", external=[(str(folder / "secret"), 0, 4)])
+
+
+def _is_put_together_out_of_other_files(file, folder):
+    layout = h5py.VirtualLayout((4,), "f4")
+    layout[:] = h5py.VirtualSource(folder / "other.h5", "x", (4,))
+    file.create_virtual_dataset("layers/counts", layout)
+
+
+def _promises_what_it_does_not_hold(file, _):
+    file.create_dataset("obs/promised", (1 << 40,), "f8", chunks=(1 << 16,), compression="gzip")
+
+
+def _is_a_bomb_of_texts(file, _):
+    del file["obs/_index"]
+    texts = np.array(["x" * (1 << 20)] + ["y"] * (1 << 20), dtype=object)
+    file.create_dataset("obs/_index", data=texts, dtype=h5py.string_dtype(), compression="gzip", chunks=(1 << 14,))
+
+
+def _goes_round(file, _):
+    file["obs/round"] = file["obs"]
+
+
+def _unpacks_to_much(file, _):
+    shape = (1, 3 << 27)
+    file.create_dataset("layers/wide", shape, "u1", chunks=shape, compression="gzip", compression_opts=1)[0, 0] = 1
+
+
+class TestLookedThrough:
+    """What must never reach the process that trains: it would hang, grow, or read another file."""
+
+    @pytest.mark.parametrize(
+        ("harm", "said"),
+        [
+            (_points_to_another_file, "points to another file"),
+            (_has_its_values_in_another_file, "has its values in other files"),
+            (_is_put_together_out_of_other_files, "has its values in other files"),
+            (_promises_what_it_does_not_hold, "would take 8,796,093,022,208 bytes"),
+            (_is_a_bomb_of_texts, "would take"),
+            (_goes_round, "cannot be looked through within"),
+            (_unpacks_to_much, "MiB"),
+        ],
+    )
+    def test_refused(self, tmp_path, harm, said):
+        path, _ = write_pair(tmp_path, *synthetic())
+        (tmp_path / "secret").write_bytes(b"word")
+        with h5py.File(path, "r+") as file:
+            harm(file, tmp_path)
+        refused(said, "write the file again", file=path, with_proteins=False)
+
+    def test_the_look_is_taken_once_for_a_file(self, tmp_path, monkeypatch):
+        from metier.data.cells import looking
+
+        begun = []
+        begin = looking.begin
+        monkeypatch.setattr(looking, "begin", lambda *given: begun.append(given) or begin(*given))
+        path, _ = write_pair(tmp_path, *synthetic())
+        source = read_cells(path, with_proteins=False, memory_bytes=0).rna_source
+        pickle.loads(pickle.dumps(source)).read(np.arange(3))
+        assert len(begun) == 1
+
+    def test_what_nobody_reads_may_be_strange(self, tmp_path):
+        path, _ = write_pair(tmp_path, *synthetic())
+        with h5py.File(path, "r+") as file:
+            file["uns/gone"] = h5py.SoftLink("/nowhere")
+            file["uns/type"] = np.dtype("i4")
+        assert len(read_cells(path, with_proteins=False)) == 120
+
 
 class TestJoin:
     def test_another_order(self):

@@ -6,10 +6,10 @@ import random
 import mutants
 import pytest
 
-FEWEST = {"h5ad": 25}
-"""The h5ad mutant of number 25 sends the HDF5 library round in a circle, from which no reader of ours gets it out."""
-FOUND_BEFORE: dict[str, tuple[int, ...]] = {}
-"""Numbers of mutants that were once not caught."""
+FEWEST = {"h5ad": 20}
+"""Each is looked through by a process of its own, which takes a quarter of a second to begin."""
+FOUND_BEFORE: dict[str, tuple[int, ...]] = {"h5ad": (25, 968, 1826, 2812)}
+"""Numbers of mutants that were once not caught: 25 sends the HDF5 library round in a circle."""
 
 
 @pytest.mark.parametrize("parser", mutants.PARSERS, ids=lambda parser: parser.name)

@@ -6,12 +6,12 @@ import atexit
 import json
 import os
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metier.core import DataError, UnsafeError
+from metier.core.children import begin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -114,13 +114,7 @@ class _Worker:
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._of != os.getpid() or self._process.poll() is not None:
             self.close()
-            limits = map(str, (SECONDS, MEGABYTES, MOST_LETTERS))
-            self._process = subprocess.Popen(  # noqa: S603 - our own file
-                [sys.executable, "-P", "-B", str(WORKER), *limits],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
+            self._process = begin(WORKER, SECONDS, MEGABYTES, MOST_LETTERS)
             self._of = os.getpid()
         return self._process
 

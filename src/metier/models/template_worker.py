@@ -1,15 +1,13 @@
 """The process in which chat templates are rendered: little memory, no files, and an end after some seconds.
 
 A chat template is a program that comes with a model. jinja's sandbox keeps it away from Python's insides, but neither
-from loops without end nor from texts that double; the operating system does. This file is run, never imported, and
-imports nothing of this package, so that it starts quickly.
+from loops without end nor from texts that double; the operating system does. This file is run, never imported.
 
 One request a line, `[template, variables]`; one answer a line, `{"text": ...}` or `{"kind": ..., "error": ...}`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import faulthandler
 import functools
@@ -24,6 +22,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
+
+from metier.core.children import limit
 
 
 class Generation(Extension):
@@ -65,16 +65,6 @@ def environment() -> ImmutableSandboxedEnvironment:
         "namespace": _namespace,
     }
     return made
-
-
-def limit(megabytes: int) -> None:
-    """Bound memory, and forbid writing files, where the system can."""
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
 
 
 def answer(template: Any, variables: dict[str, Any], most_letters: int) -> dict[str, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metier.core import DataError
+from metier.data.cells.looking import Facts, facts, look_through
 from metier.data.faults import excerpt
 
 Rows = NDArray[np.int64]
@@ -24,6 +25,7 @@ VALUES_AT_ONCE = 1 << 24
 """Values of a dense block while a matrix is walked through: 64 MiB, whatever the number of cells."""
 CHUNK_CACHE_BYTES = 1 << 26
 """Compressed chunks kept unpacked, so that neighbouring rows do not unpack one chunk again and again."""
+AGAIN = "write the file again"
 SIGNATURES = {b"\x1f\x8b": "gzip: unpack it first", b"PK": "zip: unpack it first"}
 
 
@@ -118,22 +120,24 @@ class MemoryMatrix:
 
 
 class StoredFile:
-    """An HDF5 file, opened anew in each process that reads it: handles do not survive a fork."""
+    """An HDF5 file, looked through once, and opened anew in each process that reads it: handles survive no fork."""
 
     def __init__(self, path: Path) -> None:
         """Remember the path; nothing is opened yet."""
         self.path = path
+        self._seen: Facts | None = None
         self._opened: tuple[int, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process needs: the path alone."""
-        return {"path": self.path, "_opened": None}
+        """What another process needs: the path, and which file was looked through."""
+        return {"path": self.path, "_seen": self._seen, "_opened": None}
 
     def open(self) -> Any:
         """The open `h5py.File`.
 
         Raises:
-            DataError: If it is no whole, regular HDF5 file, or h5py is missing.
+            DataError: If it is no whole, regular HDF5 file, if it has changed since it was looked through, or h5py is
+                missing.
         """
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = (os.getpid(), self._open())
@@ -146,10 +150,22 @@ class StoredFile:
             with self.path.open("rb") as file:
                 start = file.read(8)
             if h5py.is_hdf5(self.path):
-                return h5py.File(self.path, "r", rdcc_nbytes=CHUNK_CACHE_BYTES)
+                return self._looked_through(lambda: h5py.File(self.path, "r", rdcc_nbytes=CHUNK_CACHE_BYTES))
         known = next((said for sign, said in SIGNATURES.items() if start.startswith(sign)), None)
         what = f"is no HDF5 file, it begins with {start!r}" + (f" ({known})" if known else "")
         raise DataError(what, where=str(self.path), hint="cells come as h5mu or h5ad, written by mudata or anndata")
+
+    def _looked_through(self, opened: Callable[[], Any]) -> Any:
+        now = facts(self.path)
+        if self._seen is None:
+            look_through(self.path)
+            self._seen = now
+        found = opened()
+        if facts(self.path) != self._seen:
+            found.close()
+            hint = "start again; while a run reads a file, write new cells to another one"
+            raise DataError("has changed since it was looked through", where=str(self.path), hint=hint)
+        return found
 
 
 def _check_regular(path: Path) -> None:
@@ -225,7 +241,7 @@ class StoredSparse:
                 at = here.stop
         if len(columns_V) and not 0 <= columns_V.min() <= columns_V.max() < self.shape[1]:
             what = f"the sparse matrix {self.key} names columns that do not exist: it is damaged"
-            raise DataError(what, where=str(self.file.path), hint="write the file again")
+            raise DataError(what, where=str(self.file.path), hint=AGAIN)
         block_BN = scipy_sparse.csr_matrix((data_V, columns_V, starts), shape=(len(order), self.shape[1]))
         return block_BN if np.array_equal(order, rows) else block_BN[back]
 
@@ -284,19 +300,18 @@ def stored_matrix(file: StoredFile, key: str, *, memory_bytes: int) -> Matrix:
         if encoding not in {"csr_matrix", "csc_matrix"}:
             what = f"is stored as {encoding or 'something unnamed'}, neither dense nor a sparse matrix"
             raise DataError(what, where=where, hint="read and write the file with anndata 0.8 or newer")
-        shape = (int(stored.attrs["shape"][0]), int(stored.attrs["shape"][1]))
-        lines, width = shape if encoding == "csr_matrix" else shape[::-1]
-        starts = np.asarray(stored["indptr"][:], dtype=np.int64)
-        held = int(stored["data"].shape[0])
-        _check_numbers(stored["data"].dtype, where)
-    if (
-        len(starts) != lines + 1
-        or starts[0]
-        or (np.diff(starts) < 0).any()
-        or not (starts[-1] == held == len(stored["indices"]))
-    ):
+        data, indices, indptr = (stored[name] for name in ("data", "indices", "indptr"))
+        shape = np.asarray(stored.attrs["shape"])
+        whole = all(len(getattr(part, "shape", None) or ()) == 1 for part in (data, indices, indptr))
+        if not whole or shape.shape != (2,) or shape.dtype.kind not in "iu":
+            raise DataError("the sparse matrix is damaged: a part of it is none", where=where, hint=AGAIN)
+        lines, width = map(int, shape if encoding == "csr_matrix" else shape[::-1])
+        starts = np.asarray(indptr[:], dtype=np.int64)
+        held, columns = len(data), len(indices)
+        _check_numbers(data.dtype, where)
+    if len(starts) != lines + 1 or starts[0] or (np.diff(starts) < 0).any() or not starts[-1] == held == columns:
         what = f"the sparse matrix of {lines:,} x {width:,} is damaged: its parts do not fit together"
-        raise DataError(what, where=where, hint="write the file again")
+        raise DataError(what, where=where, hint=AGAIN)
     small = held * 8 < memory_bytes
     found = StoredSparse(file, key, (lines, width), starts)
     if encoding == "csr_matrix":
@@ -313,7 +328,7 @@ def stored_matrix(file: StoredFile, key: str, *, memory_bytes: int) -> Matrix:
 def _dense_matrix(file: StoredFile, key: str, stored: Any, where: str, memory_bytes: int) -> Matrix:
     _check_numbers(stored.dtype, where)
     if len(stored.shape) != 2:
-        raise DataError(f"has {len(stored.shape)} axes, not cells x columns", where=where, hint="write the file again")
+        raise DataError(f"has {len(stored.shape)} axes, not cells x columns", where=where, hint=AGAIN)
     found = StoredDense(file, key, (int(stored.shape[0]), int(stored.shape[1])))
     small = stored.size * 4 < memory_bytes
     return MemoryMatrix(found.read(np.arange(found.shape[0]))) if small else found

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metier.core import DataError
-from metier.data.cells.matrix import Matrix, StoredFile, memory_matrix, package, readable, stored_matrix
+from metier.data.cells.matrix import AGAIN, Matrix, StoredFile, memory_matrix, package, readable, stored_matrix
 from metier.data.faults import Faults, listed, nearest, refuse
 
 Words = NDArray[np.str_]
@@ -233,7 +233,17 @@ def _stored_frame(stored: Any, where: str) -> Frame:
         raise DataError(what, where=where, hint="read and write the file once with a current anndata")
     columns = tuple(str(name) for name in stored.attrs.get("column-order", ()))
     names = np.asarray(_element(stored, str(index), where), dtype=np.str_)
-    return Frame(names, columns, lambda name: _element(stored, name, f"{where}:{name}"))
+    if names.ndim != 1:
+        raise DataError("is damaged: its index is no list of names", where=where, hint=AGAIN)
+
+    def get(name: str) -> Any:
+        found = _element(stored, name, f"{where}:{name}")
+        if np.shape(found) != names.shape:
+            what = f"is damaged: it has not one value for each of {len(names):,} names"
+            raise DataError(what, where=f"{where}:{name}", hint=AGAIN)
+        return found
+
+    return Frame(names, columns, get)
 
 
 def _element(stored: Any, name: str, where: str) -> Any:
