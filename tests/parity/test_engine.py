@@ -588,3 +588,81 @@ def error(found, wanted):
     """Distance of all gradients together, relative."""
     apart = sum(float((found[1][name].double() - slope).square().sum()) for name, slope in wanted[1].items())
     return math.sqrt(apart / sum(float(slope.square().sum()) for slope in wanted[1].values()))
+
+
+# ------------------------------------------------------------------------------------------------ held to the base
+
+
+def moved(module, *, by=0.3):
+    """The network after it has moved a little, in place."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype), alpha=by)
+    return module
+
+
+def held_reference(module, examples):
+    """Loss and gradients with the divergence from the teacher, row by row, by its definition."""
+    module.train().zero_grad(set_to_none=True)
+    total = 0.0
+    for example in examples:
+        places = example.learnt.nonzero()[:, 0]
+        log_NV = F.log_softmax(module(input_ids=example.ids[None]).logits[0, places - 1], dim=-1)
+        nats = -log_NV[torch.arange(len(places)), example.ids[places]].sum()
+        token_NK, share_NL, weight = example.teacher
+        for log_V, token_K, share_L in zip(log_NV, token_NK, share_NL.double(), strict=True):
+            others = torch.ones(len(log_V), dtype=torch.bool)
+            others[token_K] = False
+            log_L = torch.cat([log_V[token_K], log_V[others].exp().sum().log()[None]])
+            nats = nats + weight * (share_L * (share_L.log() - log_L)).sum()
+        nats.backward()
+        total += float(nats.detach())
+    return total, gradients(module)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama", "gemma3"])
+@pytest.mark.parametrize("most", [100_000, 100, 1], ids=["one", "some", "each"])
+def test_the_divergence_from_the_base_and_its_gradient_are_exact(folders, name, most):
+    found = exact(folders[name], ChatTask(), chats(system=True), head="causal")
+    task = found.plain.suited(found.module)
+    rows = tasks.taught(task, found.module, found.examples, weight=0.7)
+    moved(found.module)
+    wanted = held_reference(found.module, rows)
+    hold(engines(found.module, task, list(rows), most), wanted)
+    # A network of which nothing is known but its scores is held in the plain way.
+    hold(engines(found.module, found.plain, list(rows), most), wanted)
+    without = engines(found.module, task, found.examples, most)
+    assert wanted[0] > 1.005 * without[0], "the divergence must weigh more than what is tolerated"
+
+
+@pytest.mark.parametrize("finish", [engine.PLAIN, engine.Finish(0.5), engine.Finish(1.0, 2.0)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_head_held_to_a_teacher_has_the_slopes_of_autograd(finish, bias):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, offset, teacher = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((600, 8), (50, 8), (50,), (600, 50))
+    )
+    target = torch.randint(50, (600,), generator=generator)
+    given = [x.requires_grad_() for x in ((hidden, weight, offset) if bias else (hidden, weight))]
+    held = engine.Teacher(*engine.top_shares(3 * teacher, 7), 0.4)
+    scores = finish(F.linear(hidden, weight, offset if bias else None))
+    plain = F.cross_entropy(scores, target, reduction="none") + 0.4 * engine.divergence(scores, held)
+    found = engine.cross_entropy(hidden, weight, offset if bias else None, target, finish, held)
+    assert torch.allclose(found, plain, rtol=1e-12)
+    for row_weights in (torch.ones(600).double(), torch.rand(600, generator=generator).double()):
+        for one, two in zip(
+            torch.autograd.grad(found @ row_weights, given, retain_graph=True),
+            torch.autograd.grad(plain @ row_weights, given, retain_graph=True),
+            strict=True,
+        ):
+            assert torch.allclose(one, two, rtol=1e-9, atol=1e-12)
+
+
+def test_a_network_that_has_not_moved_is_pulled_nowhere(folders):
+    found = exact(folders["llama"], ChatTask(), chats(system=False), head="causal", dtype=torch.float32)
+    task = found.plain.suited(found.module)
+    rows = list(tasks.taught(task, found.module, found.examples, weight=100.0))
+    plain, held = (engines(found.module, task, some) for some in (found.examples, rows))
+    hold(held, plain, loss=1e-4, gradient=1e-3)
+    assert torch.allclose(rows[0].teacher.share_NL.sum(dim=1), torch.ones(len(rows[0].teacher.share_NL)), atol=1e-5)

@@ -8,7 +8,7 @@ from metier.adapt import freeze, full, lora
 from metier.adapt.abreast import Lanes, in_one_pass, own_what_moves, twin, why_apart
 from metier.adapt.adapted import Adapted, moving_weights
 from metier.adapt.lean import lean
-from metier.adapt.lora import load_adapter, merged, save_adapter, shape_of_linears
+from metier.adapt.lora import load_adapter, merged, save_adapter, shape_of_linears, switched_off
 from metier.adapt.several import Blend, blend, load_adapters, switch
 from metier.adapt.strength import set_strength
 from metier.models.structure import output_layer, wrapped_base
@@ -40,6 +40,7 @@ __all__ = [
     "set_strength",
     "shape_of_linears",
     "switch",
+    "switched_off",
     "why_apart",
     "wrapped_base",
 ]

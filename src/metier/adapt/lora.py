@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from metier.adapt.adapted import Adapted, finish
@@ -14,6 +15,7 @@ from metier.models.structure import head_names, linears, output_layer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from torch import nn
@@ -74,6 +76,12 @@ def adapt(
     said = "every linear layer but the head" if method.targets == "auto" else ", ".join(method.targets)
     title = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}[method.variant]
     return finish(wrapped, f"{title}, rank {method.rank}, alpha {method.alpha:g}, {said}")
+
+
+def switched_off(module: nn.Module) -> AbstractContextManager[Any]:
+    """The network as it is without its adapter while the `with` runs; a network that has none stays as it is."""
+    off = getattr(module, "disable_adapter", None)
+    return off() if callable(off) else nullcontext()
 
 
 def check(module: nn.Module, method: LoRAMethod) -> None:

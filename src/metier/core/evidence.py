@@ -232,6 +232,8 @@ class Evidence(Value):
     """Share of the general ability that had to be kept (`train.retain`); None where none was set."""
     strengths: tuple[Strength, ...] = ()
     """Shares of the update that were tried, where a floor was set."""
+    masked: float | None = None
+    """Share of the learnt tokens that were not learnt (`guards.mask_improbable`); None where none was to be left out."""
     answers: tuple[Answer, ...]
     """Side-by-side answers; wins, losses and others."""
     breakdowns: tuple[Breakdown, ...] = ()

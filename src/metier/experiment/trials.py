@@ -23,6 +23,7 @@ from metier.core.files import write_json
 from metier.core.meter import Meter
 from metier.recipe import LoRAMethod, Recipe, Step
 from metier.run.foresee import fast, learning
+from metier.run.guards import guarded
 from metier.tasks import mean_loss
 
 if TYPE_CHECKING:
@@ -247,6 +248,7 @@ def train(place: Path, ready: Ready, base: LoadedBase, plan: Plan, *, keeps: boo
 def _run(place: Path, ready: Ready, base: LoadedBase, plan: Plan) -> training.Outcome:
     job, module = ready.job, ready.adapted.module
     recipe = job.recipe
+    held = guarded(job, base.model, module)
     planned = plan.method(recipe.method.kind)
     checkpointing = planned is not None and planned.checkpointing
     with (
@@ -257,7 +259,7 @@ def _run(place: Path, ready: Ready, base: LoadedBase, plan: Plan) -> training.Ou
         return training.run(
             module,
             job.task,
-            job.train,
+            held.train,
             recipe.train,
             learning_rate=float(recipe.train.learning_rate),
             adapters=isinstance(recipe.method, LoRAMethod),
@@ -270,6 +272,7 @@ def _run(place: Path, ready: Ready, base: LoadedBase, plan: Plan) -> training.Ou
                 minutes=recipe.export.checkpoint_minutes,
             ),
             keep_start=bool(ready.fitted),
+            pull=held.pull,
         )
 
 

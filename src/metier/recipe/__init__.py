@@ -5,6 +5,7 @@ from metier.recipe.data import DataSection, ReplaySection
 from metier.recipe.evaluate import EvaluateSection
 from metier.recipe.export import ExportSection
 from metier.recipe.files import dump, json_schema, load, parse
+from metier.recipe.guards import GuardsSection
 from metier.recipe.method import FreezeMethod, FullMethod, LoRAMethod, MethodSection
 from metier.recipe.model import ModelSection
 from metier.recipe.recipe import Recipe
@@ -37,6 +38,7 @@ __all__ = [
     "ExportSection",
     "FreezeMethod",
     "FullMethod",
+    "GuardsSection",
     "Linear",
     "LoRAMethod",
     "MethodSection",

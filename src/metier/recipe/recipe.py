@@ -8,6 +8,7 @@ from metier.recipe.compare import CompareSection
 from metier.recipe.data import DataSection
 from metier.recipe.evaluate import EvaluateSection
 from metier.recipe.export import ExportSection
+from metier.recipe.guards import GuardsSection
 from metier.recipe.method import LoRAMethod, MethodSection
 from metier.recipe.model import ModelSection
 from metier.recipe.section import Section
@@ -28,6 +29,8 @@ class Recipe(Section):
     """Which parameters move: full, freeze or lora."""
     train: TrainSection = TrainSection()
     """How the parameters move."""
+    guards: GuardsSection = GuardsSection()
+    """What holds the network back from forgetting while it trains."""
     evaluate: EvaluateSection = EvaluateSection()
     """What is measured, before and after."""
     compare: CompareSection = CompareSection()

@@ -161,6 +161,7 @@ def _setting(job: Job, device: torch.device) -> planning.Setting:
         "optimizer": recipe.train.optimizer.model_dump(mode="json"),
         "compile": recipe.train.compile,
         "attention": recipe.model.attention,
+        **({"guards": list(recipe.guards.on)} if recipe.guards.on else {}),
         "dropout": recipe.method.dropout if isinstance(recipe.method, LoRAMethod) else 0,
     }
     return planning.Setting(job.network, str(device), options)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from metier.core import RecipeError
 from metier.recipe import CellsTask, ChatTask, ClassifyTask, CompleteTask, OwnTask, Recipe
-from metier.run import text, values
+from metier.run import guards, text, values
 from metier.run.job import check_machine, doubts, nothing_kept
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ def _job(recipe: Recipe) -> Job:
         )
     if recipe.train.retain is not None and isinstance(recipe.task, CellsTask | OwnTask):
         raise nothing_kept(recipe)
+    if isinstance(recipe.task, CellsTask | OwnTask):
+        guards.check(recipe, "values")
     match recipe.task:
         case ChatTask() | CompleteTask() | ClassifyTask():
             return text.prepare(recipe, recipe.task)

@@ -23,6 +23,7 @@ from metier.recipe import LoRAMethod, Recipe, dump
 from metier.run import environment, strength
 from metier.run.folder import RunFolder, enter, points, settings, write_facts
 from metier.run.foresee import fast, foresee, learning, settle
+from metier.run.guards import Guarded, guarded
 from metier.run.job import Job, choose_device, learning_rate, make_ready, say
 from metier.run.lock import claim
 from metier.run.preparation import prepare
@@ -101,13 +102,14 @@ def _tell_from(setup: Setup, meter: Meter, command: str) -> None:
         # What is dropped in training is known only now.
         task = job.task.suited(adapted.module)
         dial = _dial(setup, adapted, task)
-        outcome = _train(setup, adapted, task, origin, keep_start=bool(fit.said))
+        held = _guarded(setup, adapted, task)
+        outcome = _train(setup, adapted, task, held, origin, keep_start=bool(fit.said))
         strengths = _keep_floor(setup, dial, outcome)
     with meter.phase("measure after"):
         after = job.measure(setup.model, adapted.module, base=before)
     with meter.phase("save"):
         _save(setup, adapted, fit.tensors)
-    evidence = _evidence(setup, adapted, outcome, before, after, meter, command, fit.alone, strengths)
+    evidence = _evidence(setup, adapted, outcome, before, after, meter, command, fit.alone, strengths, held)
     _report(setup, evidence)
     _finish(setup, adapted, strengths)
 
@@ -222,8 +224,24 @@ def _adapt(setup: Setup, fitted: Sequence[str]) -> Adapted:
     return replace(made, notes=(*fitted, *made.notes))
 
 
+def _guarded(setup: Setup, adapted: Adapted, task: tasks.Task[Any]) -> Guarded:
+    """What trains under the recipe's guards; the base is asked what they must know of it."""
+    if setup.job.recipe.guards.on:
+        log.note(f"guards against forgetting: {', '.join(setup.job.recipe.guards.on)}")
+    found = guarded(replace(setup.job, task=task), setup.model, adapted.module)
+    for text in found.notes:
+        log.note(text)
+    return found
+
+
 def _train(
-    setup: Setup, adapted: Adapted, task: tasks.Task[Any], origin: training.Origin, *, keep_start: bool
+    setup: Setup,
+    adapted: Adapted,
+    task: tasks.Task[Any],
+    held: Guarded,
+    origin: training.Origin,
+    *,
+    keep_start: bool,
 ) -> training.Outcome:
     job, export = setup.job, setup.job.recipe.export
     log.note(f"learning rate {setup.learning_rate:g}: {setup.reason}")
@@ -238,7 +256,7 @@ def _train(
         outcome = training.run(
             adapted.module,
             task,
-            job.train,
+            held.train,
             job.recipe.train,
             learning_rate=setup.learning_rate,
             adapters=isinstance(job.recipe.method, LoRAMethod),
@@ -252,6 +270,7 @@ def _train(
             ),
             origin=origin,
             keep_start=keep_start,
+            pull=held.pull,
         )
     log.note(
         f"validation loss {outcome.first_loss:.4f} -> {outcome.best_loss:.4f} at step {outcome.best_step} of "
@@ -340,6 +359,7 @@ def _evidence(
     command: str,
     alone: Sequence[Baseline],
     strengths: tuple[Strength, ...],
+    held: Guarded,
 ) -> Evidence:
     job, recipe = setup.job, setup.job.recipe
     confidence = recipe.evaluate.confidence
@@ -376,7 +396,16 @@ def _evidence(
         scatters=job.scatters(after),
         floor=recipe.train.retain,
         strengths=strengths,
-        notes=(*job.notes, *adapted.notes, *before.notes, *after.notes, *_doubts(outcome), *_floor(recipe, strengths)),
+        masked=held.masked,
+        notes=(
+            *job.notes,
+            *adapted.notes,
+            *held.notes,
+            *before.notes,
+            *after.notes,
+            *_doubts(outcome),
+            *_floor(recipe, strengths),
+        ),
     )
 
 

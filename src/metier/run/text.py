@@ -15,6 +15,7 @@ from metier.core.files import sha256
 from metier.data.records import Labelled, Splits
 from metier.models.lean import Layout
 from metier.recipe import ChatTask, ClassifyTask, FreezeMethod, LoRAMethod, Recipe
+from metier.run import guards
 from metier.run.job import Job, encode_splits, measured_rows, nothing_kept
 from metier.run.replay import mixed
 from metier.training import batches
@@ -159,6 +160,7 @@ def prepare(recipe: Recipe, section: TextTaskSection) -> TextJob:
     pack = evaluation.read_pack(recipe.evaluate.retention)
     shape = models.describe(recipe.model)
     head = tasks.head_for(section, models.describe_head(recipe.model))
+    guards.check(recipe, head)
     adapt.check(models.skeleton(recipe.model, head=head), recipe.method)
     splits = data.read(recipe.data, accepts=data.formats_for(recipe.task.kind))
     labels = class_labels(recipe, splits)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from metier.core import RecipeError
 from metier.recipe import ChatTask, ClassifyTask, CompleteTask
+from metier.tasks.asking import Surprise, surprise, taught
 from metier.tasks.chat import Chat
 from metier.tasks.classify import ClassifyByHead, ClassifyByWords
 from metier.tasks.complete import Complete, middle_ids
@@ -40,6 +41,7 @@ __all__ = [
     "Answering",
     "Joined",
     "Shown",
+    "Surprise",
     "Task",
     "TextTask",
     "ValueTask",
@@ -54,7 +56,9 @@ __all__ = [
     "rows_behind",
     "score",
     "sizes",
+    "surprise",
     "targets",
+    "taught",
     "to_device",
     "why_apart",
 ]

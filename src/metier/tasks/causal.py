@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from metier.adapt import wrapped_base
 from metier.core import Batch, Loss
 from metier.models import lean
-from metier.models.lean import PADDED, Layout
+from metier.models.lean import PADDED, Layout, Teacher
 from metier.tasks import cutting
 from metier.tasks.protocol import Shown
 
@@ -37,11 +37,14 @@ class TokenRow:
         where: File and line of the row.
         ids: Token ids, shape (T,), int64.
         learnt: Whether the token is to be predicted, shape (T,), bool; the first token never is.
+        teacher: What the base says at the learnt tokens, where the network is held to it; of all rows of a batch, or
+            of none.
     """
 
     where: str
     ids: Tensor
     learnt: Tensor
+    teacher: Teacher | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,16 @@ def collate(rows: Sequence[TokenRow], pad_id: int, layout: Layout = PADDED) -> B
         "target": torch.cat([row.ids[places] for row, places in zip(rows, learnt, strict=True)]),
         "row": torch.arange(len(rows)).repeat_interleave(count_B),
         "count": count_B,
+        **_taught([row.teacher for row in rows if row.teacher is not None]),
     }
+
+
+def _taught(teachers: Sequence[Teacher]) -> Batch:
+    """What the base says at the learnt tokens of a batch, where it was asked."""
+    if not teachers:
+        return {}
+    tokens, shares, weights = zip(*teachers, strict=True)
+    return {"taught": torch.cat(tokens), "taught_share": torch.cat(shares), "taught_weight": torch.tensor(weights[0])}
 
 
 def lay(rows: Sequence[TokenRow], layout: Layout) -> tuple[list[list[int]], lean.Packed]:
@@ -156,19 +168,37 @@ def predict(model: nn.Module, batch: Batch) -> Predicted:
 
 
 def loss(model: nn.Module, batch: Batch, layout: Layout = PADDED) -> Loss:
-    """Sum of token cross-entropies for each row, in nats."""
+    """Sum of token cross-entropies for each row, in nats; where there is a teacher, its weighted divergence as well."""
+    return _by_row(token_nats(model, batch, layout), batch["row"], rows=len(batch["count"]))
+
+
+def token_nats(model: nn.Module, batch: Batch, layout: Layout = PADDED) -> Tensor:
+    """The same for each learnt token by itself, shape (N,)."""
+    teacher = _teacher(batch)
     if layout.finish is None:
-        return sum_by_row(predict(model, batch), rows=len(batch["count"]))
+        logits_NV = predict(model, batch).logits_NV.float()
+        nats_N = F.cross_entropy(logits_NV, batch["target"], reduction="none")
+        return nats_N if teacher is None else nats_N + teacher.weight * lean.divergence(logits_NV, teacher)
+    states_NH, head = _before_head(model, batch)
+    return lean.cross_entropy(states_NH, head.weight, head.bias, batch["target"], layout.finish, teacher)
+
+
+def _teacher(batch: Batch) -> Teacher | None:
+    return Teacher(batch["taught"], batch["taught_share"], batch["taught_weight"]) if "taught" in batch else None
+
+
+def likeliest(model: nn.Module, batch: Batch, layout: Layout, count: int) -> tuple[Tensor, Tensor]:
+    """The likeliest tokens at each learnt place and their probabilities, as a `Teacher` has them."""
+    if layout.finish is None:
+        return lean.top_shares(predict(model, batch).logits_NV.float(), count)
+    states_NH, head = _before_head(model, batch)
+    return lean.likeliest(states_NH, head.weight, head.bias, count, layout.finish)
+
+
+def _before_head(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
+    """What the output layer is given where something is learnt, shape (N, H), and that layer."""
     states, _ = lean.hidden_states(model, _given(batch))
-    head: Any = lean.output_layer(wrapped_base(model))
-    nats_N = lean.cross_entropy(states[batch["place"]], head.weight, head.bias, batch["target"], layout.finish)
-    return _by_row(nats_N, batch["row"], rows=len(batch["count"]))
-
-
-def sum_by_row(predicted: Predicted, *, rows: int) -> Loss:
-    """Cross-entropies in float32, added up by row."""
-    nats_N = F.cross_entropy(predicted.logits_NV.float(), predicted.target_N, reduction="none")
-    return _by_row(nats_N, predicted.row_N, rows=rows)
+    return states[batch["place"]], lean.output_layer(wrapped_base(model))
 
 
 def _by_row(nats_N: Tensor, row_N: Tensor, *, rows: int) -> Loss:

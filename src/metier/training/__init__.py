@@ -9,6 +9,7 @@ from metier.training.loop import fit, train_step
 from metier.training.metrics import read_metrics
 from metier.training.optim import build_optimizer, build_schedule
 from metier.training.precision import PURE_BF16_NOTE, Precision, choose
+from metier.training.pull import Pull
 from metier.training.recomputing import recomputing
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Outcome",
     "Places",
     "Precision",
+    "Pull",
     "Trained",
     "abreast",
     "build_optimizer",

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from metier.recipe import TrainSection
     from metier.tasks import Task
     from metier.training.precision import Precision
+    from metier.training.pull import Pull
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,7 @@ def run(
     places: Places,
     origin: Origin | None = None,
     keep_start: bool = False,
+    pull: Pull | None = None,
 ) -> Outcome:
     """Train, validate, keep the best, save; begins where an earlier call was interrupted.
 
@@ -108,6 +110,7 @@ def run(
         origin: What the run is made of; to go on, a checkpoint must be of the same.
         keep_start: Whether the weights as they come count as found: where they were fitted to the rows already, the
             best step may be none.
+        pull: Draws weights back to where they began.
 
     Raises:
         DivergedError: If loss, gradient or weights stop being numbers, or the loss rises because the weights are
@@ -128,6 +131,8 @@ def run(
             origin=origin,
             heard=heard,
         )
+        if pull is not None:
+            pull.on(course.optimizer)
         suspects = Suspects(
             module, task, examples, places.suspects, places.checkpoints, learning_rate=learning_rate, total=course.total
         )

@@ -5,7 +5,7 @@ trains is a module of ours that answers the same; and what a network can do is f
 """
 
 from metier.models.lean.attention import uncompiled
-from metier.models.lean.head import CHUNK, PLAIN, Finish, cross_entropy
+from metier.models.lean.head import CHUNK, PLAIN, Finish, Teacher, cross_entropy, divergence, likeliest, top_shares
 from metier.models.lean.layout import PADDED, Layout, at_first_tokens, hidden_states, inputs, layout, revised
 from metier.models.lean.numbers import exact, working
 from metier.models.lean.pack import LEAST_SHARED, Node, Pack, Packed, in_order, lay
@@ -25,9 +25,11 @@ __all__ = [
     "Packed",
     "Pointwise",
     "Store",
+    "Teacher",
     "agree",
     "at_first_tokens",
     "cross_entropy",
+    "divergence",
     "drops",
     "exact",
     "hidden_states",
@@ -35,10 +37,12 @@ __all__ = [
     "inputs",
     "lay",
     "layout",
+    "likeliest",
     "output_layer",
     "remembered",
     "revised",
     "swapped",
+    "top_shares",
     "trunk_depth",
     "uncompiled",
     "working",

@@ -1,6 +1,6 @@
 """Cross-entropy over a vocabulary without ever holding the scores of all places.
 
-Shapes: N places, n places of a chunk, H width, V vocabulary.
+Shapes: N places, n places of a chunk, H width, V vocabulary, K tokens that a teacher names, L = K + 1.
 """
 
 from __future__ import annotations
@@ -47,18 +47,81 @@ PLAIN = Finish()
 """Scores are left as they are."""
 
 
+class Teacher(NamedTuple):
+    """What another network says at each place: its K likeliest tokens, and all others as one.
+
+    Attributes:
+        token_NK: The tokens.
+        share_NL: Their probabilities, and in one more column that of all others; L = K + 1, and each row sums to 1.
+        weight: What the divergence from it counts beside the cross-entropy: one number.
+    """
+
+    token_NK: Tensor
+    share_NL: Tensor
+    weight: Tensor | float
+
+    def at(self, places: slice) -> Teacher:
+        """The same for some places."""
+        return Teacher(self.token_NK[places], self.share_NL[places], self.weight)
+
+
 def cross_entropy(
-    hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_N: Tensor, finish: Finish = PLAIN
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    target_N: Tensor,
+    finish: Finish = PLAIN,
+    teacher: Teacher | None = None,
 ) -> Tensor:
     """Nats of each target under softmax(finish(hidden @ weight.T + bias)), shape (N,), at least float32.
+
+    With a teacher q, its weight times KL(q || p) is added, where p is that softmax with all tokens but the teacher's
+    taken as one.
 
     The gradient is computed on the way, chunk by chunk, for a training that sums all places alike, which is what a
     loss kept as sums does; where places are weighted unequally it is computed again.
     """
-    head = _Head(weight_VH, bias_V, target_N, finish, learns=torch.is_grad_enabled())
+    head = _Head(weight_VH, bias_V, target_N, finish, teacher, learns=torch.is_grad_enabled())
     hidden_NH = hidden_NH.to(working(hidden_NH))
     nats_N: Tensor = _CrossEntropy.apply(hidden_NH, weight_VH, bias_V, head)  # type: ignore[no-untyped-call]
     return nats_N
+
+
+@torch.no_grad()
+def likeliest(
+    hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, count: int, finish: Finish = PLAIN
+) -> tuple[Tensor, Tensor]:
+    """The `count` likeliest tokens of each place, (N, K), and their shares as a `Teacher` has them, (N, L)."""
+    hidden_NH = hidden_NH.to(working(hidden_NH))
+    matrix_VH = weight_VH.to(hidden_NH.dtype)
+    bias = None if bias_V is None else bias_V.to(hidden_NH.dtype)
+    found = [
+        top_shares(finish(F.linear(hidden_nH, matrix_VH, bias).to(exact(hidden_NH.dtype))), count)
+        for hidden_nH in hidden_NH.split(CHUNK)
+    ]
+    tokens, shares = zip(*found, strict=True)
+    return torch.cat(tokens), torch.cat(shares)
+
+
+def top_shares(scores_NV: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The same of scores that are there already."""
+    share_NV = torch.softmax(scores_NV, dim=-1)
+    top_NK, token_NK = share_NV.topk(min(count, share_NV.shape[-1] - 1), dim=-1)
+    # The others are added up, not taken from 1: where the top has it all, nothing would be left of them.
+    rest_N1 = share_NV.scatter(1, token_NK, 0.0).sum(dim=-1, keepdim=True)
+    return token_NK, torch.cat([top_NK, rest_N1], dim=-1)
+
+
+def divergence(scores_NV: Tensor, teacher: Teacher) -> Tensor:
+    """KL of the teacher from softmax(scores), tokens that it does not name taken as one, in nats, shape (N,)."""
+    whole_N1 = torch.logsumexp(scores_NV, dim=-1, keepdim=True)
+    rest_N1 = torch.logsumexp(scores_NV.scatter(1, teacher.token_NK, -torch.inf), dim=-1, keepdim=True)
+    log_NL = torch.cat([scores_NV.gather(1, teacher.token_NK), rest_N1], dim=-1) - whole_N1
+    return _relative_entropy(teacher.share_NL.to(log_NL.dtype), log_NL)
+
+
+def _relative_entropy(share_NL: Tensor, log_NL: Tensor) -> Tensor:
+    return (torch.xlogy(share_NL, share_NL) - share_NL * log_NL.clamp(min=-1e4)).sum(dim=-1)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -89,6 +152,7 @@ class _Head:
     bias_V: Tensor | None
     target_N: Tensor
     finish: Finish
+    teacher: Teacher | None
     learns: bool
 
     def score(
@@ -104,7 +168,7 @@ class _Head:
         with torch.autocast(hidden_NH.device.type, enabled=False), torch.no_grad():
             for begin in range(0, len(hidden_NH), CHUNK):
                 chunk = slice(begin, begin + CHUNK)
-                nats_N[chunk], slope_nV = self._chunk(hidden_NH[chunk], matrix_VH, self.target_N[chunk, None])
+                nats_N[chunk], slope_nV = self._chunk(hidden_NH[chunk], matrix_VH, chunk)
                 if not any(wanted):
                     continue
                 if given_N is not None:
@@ -112,14 +176,17 @@ class _Head:
                 _take(slopes, slope_nV.to(hidden_NH.dtype), hidden_NH[chunk], matrix_VH, chunk)
         return nats_N, slopes
 
-    def _chunk(self, hidden_nH: Tensor, matrix_VH: Tensor, target_n1: Tensor) -> tuple[Tensor, Tensor]:
+    def _chunk(self, hidden_nH: Tensor, matrix_VH: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
         """Nats of a chunk, and their slope by the scores as the layer puts them out."""
+        target_n1 = self.target_N[chunk, None]
         bias = None if self.bias_V is None else self.bias_V.detach().to(hidden_nH.dtype)
         scores_nV = self.finish(F.linear(hidden_nH, matrix_VH, bias).to(exact(hidden_nH.dtype)))
         wanted_n = scores_nV.gather(1, target_n1)[:, 0]
         # The cap's slope asks for the scores themselves; else they may go.
         slope_nV = scores_nV.clone() if self.learns and self.finish.cap is not None else scores_nV
         nats_n = torch.cat([_softmax_(piece) for piece in slope_nV.split(PIECE)]) - wanted_n
+        if self.teacher is not None:
+            nats_n += _pull_(slope_nV, self.teacher.at(chunk))
         if not self.learns:
             return nats_n, slope_nV
         slope_nV.scatter_add_(1, target_n1, slope_nV.new_full(target_n1.shape, -1.0))
@@ -140,6 +207,23 @@ def _softmax_(scores_nV: Tensor) -> Tensor:
     sum_n1 = scores_nV.sub_(most_n1).exp_().sum(dim=-1, keepdim=True)
     scores_nV.div_(sum_n1)
     return (most_n1 + sum_n1.log())[:, 0]
+
+
+def _pull_(share_nV: Tensor, teacher: Teacher) -> Tensor:
+    """Weighted divergence of the teacher from probabilities, shape (n,), whose slope is added to them in place.
+
+    With p the probabilities and q the teacher's, r the sum of all that it does not name: the slope of KL(q || p) by the
+    scores is p - q at its tokens, and p (1 - q_r / p_r) at all others.
+    """
+    token_nK, weight = teacher.token_NK, teacher.weight
+    wanted_nL = teacher.share_NL.to(share_nV.dtype)
+    top_nK = share_nV.gather(1, token_nK)
+    rest_n1 = share_nV.scatter_(1, token_nK, 0.0).sum(dim=-1, keepdim=True)
+    rest_n1 = rest_n1.clamp(min=torch.finfo(share_nV.dtype).tiny)
+    nats_n = weight * _relative_entropy(wanted_nL, torch.cat([top_nK, rest_n1], dim=-1).log())
+    share_nV *= 1 + weight * (1 - wanted_nL[:, -1:] / rest_n1)
+    share_nV.scatter_(1, token_nK, (1 + weight) * top_nK - weight * wanted_nL[:, :-1])
+    return nats_n
 
 
 def _take(slopes: list[Tensor | None], slope_nV: Tensor, hidden_nH: Tensor, matrix_VH: Tensor, chunk: slice) -> None:
