@@ -280,3 +280,11 @@ class TestRefusal:
     def test_bad_values_are_faults_of_the_recipe(self, place, guards):
         with pytest.raises(RecipeError, match="guards"):
             parse(job(place, guards=guards))
+
+
+def test_the_plan_counts_the_copy_that_weights_are_pulled_to(place):
+    plans = [metier.plan(job(place, guards=guards)) for guards in (None, {"l2_sp": 0.1})]
+    peaks = [{m.kind: m.memory.optimizer for m in plan.methods} for plan in plans]
+    moved = plans[0].method("full").parameters_moved
+    assert peaks[1]["full"] - peaks[0]["full"] == 4 * moved
+    assert peaks[1]["lora"] == peaks[0]["lora"]

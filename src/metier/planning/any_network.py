@@ -140,6 +140,8 @@ class _Scene:
         states = FP32.optimizer * (1.5 if isinstance(optimizer, Adam) and optimizer.amsgrad else 1)
         if optimizer.states == "int8":
             states = EIGHT_BIT_STATES
+        if self.recipe.guards.l2_sp is not None:
+            states += FP32.other  # the values that weights began with and are pulled to
         memory = Memory(
             weights=round(FP32.other * (self.total + new)),
             optimizer=round(states * moved),

@@ -69,7 +69,8 @@ class Numbers:
         copy: Second copy of the matrices, which autocast makes in bf16 and the backward pass needs.
         new: Weight of an adapter.
         gradient: Gradient of a number that moves.
-        optimizer: Optimizer state of a number that moves, and its fp32 master where it has one.
+        optimizer: Optimizer state of a number that moves, its fp32 master where it has one, and the value that it is
+            pulled to where it is.
         activation: Result of a layer.
         normalised: Normalised input of a norm that moves.
         layer_input: Input kept for a layer that moves or is adapted.

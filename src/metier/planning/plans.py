@@ -282,8 +282,10 @@ def _candidates(shape: Shape, recipe: Recipe, head: Head, precision: PrecisionNa
     said = "every linear layer but the head" if lora.targets == "auto" else ", ".join(lora.targets)
     word = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}[lora.variant]
     is_new = head == "classifier"
+    # Where weights are pulled back, the values that they began with are held as well; adapters have none.
+    pulled = base if recipe.guards.l2_sp is None else replace(base, optimizer=base.optimizer + base.other)
     found = [
-        _Candidate("full", "full fine-tuning", Moving(shape.parameters, shape.layers), base, trains_head=True),
+        _Candidate("full", "full fine-tuning", Moving(shape.parameters, shape.layers), pulled, trains_head=True),
         _Candidate("lora", f"{word}, rank {lora.rank}, {said}", adapters, base, trains_head=is_new),
     ]
     top = _top_parameters(shape, blocks, head)
@@ -291,7 +293,7 @@ def _candidates(shape: Shape, recipe: Recipe, head: Head, precision: PrecisionNa
         frozen = Moving(top, blocks)
         untied = is_new or not _is_tied(shape)
         title = f"last {blocks} of {shape.layers} blocks{' and the head' if untied else ''}"
-        found.append(_Candidate("freeze", title, frozen, base, trains_head=untied))
+        found.append(_Candidate("freeze", title, frozen, pulled, trains_head=untied))
     if head != "classifier":
         nf4 = _with_optimizer(bytes_of.NF4, recipe)
         found.append(_Candidate("qlora", f"QLoRA (nf4), rank {lora.rank}, {said}", adapters, nf4, trains_head=False))
