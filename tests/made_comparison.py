@@ -255,37 +255,61 @@ GUARDS = (
     ),
 )
 
+
+def held(value):
+    """A score over rows and seeds."""
+    return Estimate(value=value, low=value - 0.03, high=value + 0.03, n=240, interval="t over rows and seeds")
+
+
+def way(name, title, rows, *, forgotten=(0.0, 0.0, 0.0), behind=(), **changes):
+    """One way to hold the tasks; `behind` is how far it is from one adapter each."""
+    beside = tuple(
+        pair(task, name, measure, change, 0.02, primary=True)
+        for task, measure, change in zip(("support desk", "banking77", "reviews"), MEASURES, behind, strict=False)
+    )
+    scores = tuple(tuple(map(held, row)) for row in rows)
+    facts = {"scores": scores, "forgotten": forgotten, "beside_own": beside, "seconds_to_switch": None}
+    return Way(name=name, title=title, **{**facts, **changes})
+
+
+MEASURES = ("accuracy", "accuracy", "accuracy")
+
 TASKS = Interference(
+    metier="0.1.0",
+    finished="2026-11-20T09:30:00+00:00",
+    command="metier compare desk.yaml banking.yaml reviews.yaml",
+    model="demo:smollm2-135m",
     tasks=("support desk", "banking77", "reviews"),
-    measure=("exact_match", "accuracy", "accuracy"),
+    rows_train=(804, 1540, 450),
+    rows_measured=(120, 240, 200),
+    learning_rates=(2e-3, 7.5e-4, 7.5e-4),
+    seeds=SEEDS,
+    confidence=0.95,
+    measure=MEASURES,
+    titles=("Accuracy",) * 3,
     units=("share", "share", "share"),
     higher_is_better=(True, True, True),
-    base=(0.0, 0.12, 0.61),
+    base=tuple(map(held, (0.0, 0.12, 0.61))),
     ways=(
-        Way(
-            name="switched",
-            title="One adapter each",
-            scores=((0.91, 0.10, 0.58), (0.02, 0.88, 0.60), (0.0, 0.13, 0.79)),
-            forgotten=(0.0, 0.0, 0.0),
+        way(
+            "switched",
+            "One adapter each",
+            ((0.91, 0.10, 0.58), (0.02, 0.88, 0.60), (0.0, 0.13, 0.79)),
             seconds_to_switch=0.012,
         ),
-        Way(
-            name="linear",
-            title="Linear merge",
-            scores=((0.52, 0.55, 0.70),),
-            forgotten=(0, 0, 0),
-            seconds_to_switch=None,
-        ),
-        Way(name="ties", title="TIES", scores=((0.61, 0.58, 0.71),), forgotten=(0, 0, 0), seconds_to_switch=None),
-        Way(name="joint", title="Joint", scores=((0.90, 0.86, 0.78),), forgotten=(0, 0, 0), seconds_to_switch=None),
-        Way(
-            name="sequence",
-            title="In sequence",
-            scores=((0.91, 0.10, 0.58), (0.55, 0.87, 0.60), (0.31, 0.62, 0.78)),
+        way("linear", "Linear merge", ((0.52, 0.55, 0.70),), behind=(-0.39, -0.33, -0.09)),
+        way("ties", "TIES", ((0.61, 0.58, 0.71),), behind=(-0.3, -0.3, -0.08)),
+        way("dare", "DARE", ((0.60, 0.57, 0.71),), behind=(-0.31, -0.31, -0.08)),
+        way("joint", "Joint", ((0.90, 0.86, 0.78),), behind=(-0.01, -0.02, -0.01)),
+        way(
+            "sequence",
+            "In sequence",
+            ((0.91, 0.10, 0.58), (0.40, 0.88, 0.55), (0.31, 0.63, 0.80)),
             forgotten=(0.60, 0.25, 0.0),
-            seconds_to_switch=None,
+            behind=(-0.6, -0.25, 0.01),
         ),
     ),
+    notes=("all test rows are of one <b>donor</b>",),
 )
 
 ASKED = (
@@ -361,7 +385,6 @@ def comparison(arms=None, **changes):
         "pairs": pairs(arms),
         "curve": curve(arms),
         "guards": GUARDS,
-        "interference": TASKS,
         "told": told(),
         "budget_seconds": 3600.0,
         "seconds": 3312.0,
@@ -386,7 +409,7 @@ def small(**changes):
             seconds=None, seconds_measured=12.0, peak_memory_bytes=None, peak_memory_bytes_measured=10**9
         ),
     )
-    empty = {"pairs": (), "curve": (), "guards": (), "interference": None, "told": (), "shrunk": (), "notes": ()}
+    empty = {"pairs": (), "curve": (), "guards": (), "told": (), "shrunk": (), "notes": ()}
     facts = {"base": {}, "baselines": (), "floor": None, "budget_seconds": None, "seeds": (0,), "rows_measured": 1}
     return comparison((single,), **{**empty, **facts, **changes})
 
@@ -442,7 +465,6 @@ def hostile(**changes):
             for i, point in enumerate(curve(arms))
         ),
         "guards": tuple(g.model_copy(update={"title": NASTY[i], "kept": math.nan}) for i, g in enumerate(GUARDS)),
-        "interference": TASKS.model_copy(update={"tasks": NASTY[:3], "base": (math.nan, 0.1, math.inf)}),
         "told": tuple(
             Told(where=text, prompt=text, reference=text, answers={NASTY[0]: text}, right={NASTY[0]: False})
             for text in NASTY

@@ -176,11 +176,15 @@ class Several:
     @property
     def interference(self) -> Interference:
         """Every way to hold the tasks, on every task."""
-        found = json.loads((self.path / "interference.json").read_text("utf-8"))
-        return Interference.model_validate({key: value for key, value in found.items() if key != "command"})
+        return Interference.model_validate_json((self.path / "interference.json").read_text("utf-8"))
+
+    @property
+    def report(self) -> Path:
+        """The page of it."""
+        return self.path / "interference.html"
 
 
-def compare_tasks(jobs: Sequence[str | Path], *overrides: str) -> Several:
+def compare_tasks(jobs: Sequence[str | Path], *overrides: str, seeds: int | None = None) -> Several:
     """Train one LoRA adapter for each task on one base, and measure every way to hold them all on every task.
 
     The ways: adapters switched without loading the base again, made into one (mean, TIES, DARE), joint training, and
@@ -189,15 +193,18 @@ def compare_tasks(jobs: Sequence[str | Path], *overrides: str) -> Several:
     Args:
         jobs: Recipe files that share a base; tasks are called as the files are.
         *overrides: Dotted, for every recipe.
+        seeds: Trainings of each adapter; None takes the first recipe's `compare.seeds`.
 
     Raises:
         MetierError: See the error tree; nothing is trained where the tasks do not share a base.
     """
-    recipes = [resolve(job, *overrides) for job in jobs]
+    more = _compare_overrides(seeds=seeds)
+    recipes = [resolve(job, *overrides, *more) for job in jobs]
     from metier import experiment
 
     names = [Path(job).stem for job in jobs]
-    command = " ".join(["metier compare", *(str(job) for job in jobs), *(shlex.quote(word) for word in overrides)])
+    words = [*(str(job) for job in jobs), *(shlex.quote(word) for word in (*overrides, *more))]
+    command = " ".join(["metier compare", *words])
     return Several(experiment.compare_tasks(recipes, names, given=files.text_of(jobs[0]), command=command).path)
 
 

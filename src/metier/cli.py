@@ -175,12 +175,12 @@ def compare(
     others, settings = compared.told_apart(overrides or ())
     asked = compared.asked(methods=methods, seeds=seeds, budget=budget, data_curve=data_curve)
     if others:
-        if plan_only or any(value is not None for value in asked.values()):
+        if plan_only or any(value is not None for key, value in asked.items() if key != "seeds"):
             raise _usage(
-                "--methods, --seeds, --budget, --data-curve and --plan-only are for one recipe",
-                "leave them out: several tasks are each tuned by LoRA, once",
+                "--methods, --budget, --data-curve and --plan-only are for one recipe",
+                "leave them out: several tasks are each tuned by LoRA, with the rate that its recipe says",
             )
-        several = api.compare_tasks([job, *others], *settings)
+        several = api.compare_tasks([job, *others], *settings, seeds=seeds)
         _print(compared.several_as_json(several)) if as_json else compared.show_several(several)
         return
     if plan_only:
@@ -309,10 +309,12 @@ def inspect(
 
 @app.command()
 def schema(
-    of: Annotated[Literal["recipe", "evidence", "comparison"], typer.Argument(help="What to describe.")] = "recipe",
+    of: Annotated[
+        Literal["recipe", "evidence", "comparison", "interference"], typer.Argument(help="What to describe.")
+    ] = "recipe",
     as_json: Json = True,  # noqa: ARG001 - a schema is JSON in any case
 ) -> None:
-    """Print the JSON Schema of recipes, for editors, or of evidence.json or comparison.json, for programs."""
+    """Print the JSON Schema of recipes, for editors, or of the files of figures, for programs."""
     from metier import recipe, report
 
     _print(recipe.json_schema() if of == "recipe" else report.json_schema(of))

@@ -235,7 +235,7 @@ def mistakes(place: Path) -> dict[str, tuple[list, int, str]]:
         "init over a file": (["init", "-m", place / "llama", "-d", place / "chat.jsonl", "-o", job], 2, "exists"),
         "compare by too few rows": (["compare", job], 65, "test rows are too few"),
         "compare an unknown method": (["compare", job, "--methods", "lora,ful"], 2, "did you mean full"),
-        "compare several tasks by methods": (["compare", job, job, "--seeds", "2"], 2, "are for one recipe"),
+        "compare several tasks by methods": (["compare", job, job, "--budget", "2h"], 2, "are for one recipe"),
         "compare one method twice": (["compare", job, "--methods", "lora,lora"], 2, "stands twice"),
         "compare within no time": (["compare", job, "--budget", "soon"], 2, "20min"),
         "compare on a share that is none": (["compare", job, "--data-curve", "half"], 2, "25,50,100"),

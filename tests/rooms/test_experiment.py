@@ -527,24 +527,38 @@ def jobs(place):
     return [place / "teams.yaml", place / "numbers.yaml"]
 
 
+def values(way):
+    """The scores of a way without their intervals."""
+    return [[score.value for score in row] for row in way.scores]
+
+
 class TestSeveralTasks:
     def test_every_way_is_measured_on_every_task_and_nothing_twice(self, jobs):
-        found = metier.compare_tasks(jobs)
+        found = metier.compare_tasks(jobs, seeds=2)
         held = found.interference
         assert held.tasks == ("teams", "numbers")
         assert held.measure == ("loss", "loss")
+        assert held.seeds == (0, 1)
+        assert held.learning_rates == (0.01, 0.01)
         ways = {way.name: way for way in held.ways}
         assert set(ways) == {"switched", "linear", "ties", "dare", "joint", "sequence"}
-        switched, sequence = ways["switched"].scores, ways["sequence"]
+        switched, sequence = values(ways["switched"]), ways["sequence"]
+        ended = values(sequence)
         for task in range(2):
-            assert switched[task][task] < held.base[task]
+            assert switched[task][task] < held.base[task].value
             assert switched[task][task] < switched[1 - task][task]
-        assert sequence.scores[0] == pytest.approx(switched[0])
-        assert sequence.forgotten[0] == pytest.approx(sequence.scores[0][0] - sequence.scores[1][0])
+            other = ways["linear"].beside_own[task]
+            assert other.difference.value == pytest.approx(values(ways["linear"])[0][task] - switched[task][task])
+            assert other.difference.seeds == 2
+        assert ended[0] == pytest.approx(switched[0])
+        assert sequence.forgotten[0] == pytest.approx(ended[1][0] - ended[0][0])  # a loss that rose was forgotten
         assert sequence.forgotten[1] == 0
+        assert ways["switched"].beside_own == ()
         assert ways["switched"].seconds_to_switch > 0
-        before = {p: p.stat().st_mtime_ns for p in found.path.rglob("*.json") if p.parent.name == "scores"}
-        assert metier.compare_tasks(jobs).interference.ways[1:] == held.ways[1:]
+        assert found.report.exists()
+        before = {p: p.stat().st_mtime_ns for p in found.path.rglob("*.json") if "measured" in p.parts}
+        assert len(before) > 2 * 2 * 7
+        assert metier.compare_tasks(jobs, seeds=2).interference.ways[1:] == held.ways[1:]
         assert before == {p: p.stat().st_mtime_ns for p in before}
 
     def test_tasks_that_do_not_share_a_base_are_refused(self, place, jobs):

@@ -13,7 +13,7 @@ import pytest
 from pages import CHROMIUM, Reader, browse
 
 from metier import report
-from metier.core.comparison import Comparison
+from metier.core.comparison import Comparison, Interference
 from metier.core.evidence import Baseline, Figure
 from metier.report import charts, plots
 from metier.report.experiment import forest, growth, interference, plane, rates, told
@@ -111,7 +111,7 @@ def test_sections_without_data_do_not_appear(tmp_path):
     whole, little = (
         set(re.findall(r'<section id="(\w+)"', page(tmp_path, case()))) for case in (made.comparison, made.small)
     )
-    assert {"plane", "differences", "growth", "rates", "cost", "guards", "tasks", "answers", "baselines"} <= whole
+    assert {"plane", "differences", "growth", "rates", "cost", "guards", "answers", "baselines"} <= whole
     assert little == {"arms", "rates", "cost", "stability", "how"}
 
 
@@ -130,10 +130,7 @@ def test_the_chinese_page_has_no_english_left(tmp_path):
     texts = {"notes": (), "shrunk": (), "told": (), "command": "", "verdict": ("好",)}
     comparison = made.comparison(**texts)
     arms = tuple(arm.model_copy(update={"method": "", "title": "LoRA"}) for arm in comparison.arms)
-    tasks = made.TASKS.model_copy(update={"tasks": ("一", "二", "三")})
-    body = Reader(
-        page(tmp_path, comparison.model_copy(update={"arms": arms, "interference": tasks}), language="zh")
-    ).words
+    body = Reader(page(tmp_path, comparison.model_copy(update={"arms": arms}), language="zh")).words
     words = {word.lower() for word in re.findall(r"[A-Za-z]{3,}", body.split("}")[-1])}
     named = {
         "demo",
@@ -154,7 +151,53 @@ def test_the_chinese_page_has_no_english_left(tmp_path):
     assert words <= named
 
 
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_page_of_several_tasks(tmp_path, language):
+    import jsonschema
+
+    path = report.write_interference(tmp_path, made.TASKS, language, environment={"python": "3.11"})
+    written = (tmp_path / "interference.json").read_text("utf-8")
+    assert Interference.model_validate_json(written) == made.TASKS
+    jsonschema.Draft202012Validator(report.json_schema("interference")).validate(json.loads(written))
+    text = path.read_text("utf-8")
+    reader = Reader(text)
+    assert reader.open == []
+    assert not {"script", "iframe", "object", "base", "form", "img"} & set(reader.tags)
+    words = reader.words.replace("\u00a0", " ")
+    for said in (*report.interference_verdict(made.TASKS, language), *made.TASKS.notes, made.TASKS.command):
+        assert said in words
+    if language == "en":
+        assert "Joint banking77 −2.0 points −4.0 to +0.0" in words
+        assert "In sequence forgot: support desk 60.0 points, banking77 25.0 points." in words
+    else:
+        left = {word.lower() for word in re.findall(r"[A-Za-z]{3,}", words.split("}")[-1])}
+        named = {"support", "desk", "banking", "reviews", "smollm", "demo", "metier", "compare", "yaml", "json"}
+        assert left <= named | {
+            "ties",
+            "dare",
+            "interference",
+            "utc",
+            "python",
+            "all",
+            "test",
+            "rows",
+            "are",
+            "one",
+            "donor",
+        }
+
+
 # Nothing in the data breaks the page
+
+
+def test_names_of_tasks_stay_text_and_figures_need_not_be_numbers(tmp_path):
+    lost = made.held(math.nan)
+    changes = {"tasks": made.NASTY[:3], "base": (lost, made.held(0.1), made.held(math.inf)), "command": made.NASTY[2]}
+    reader = Reader(report.write_interference(tmp_path, made.TASKS.model_copy(update=changes)).read_text("utf-8"))
+    assert reader.open == []
+    assert not {"script", "img"} & set(reader.tags)
+    for given in made.NASTY[:3]:
+        assert given in reader.words
 
 
 def test_tags_in_a_comparison_stay_text(tmp_path):
@@ -317,8 +360,9 @@ def test_primary_pairs_stand_open_and_the_others_are_folded():
 
 
 def test_a_heat_map_marks_what_is_worse_than_the_base():
-    first, *others = interference.draw(view()).maps
+    first, *others = interference.draw(made.TASKS, EN).maps
     rows = dict(first.rows)
+    assert rows["One adapter each"][0].interval == "88.0 to 94.0 %"
     assert [square.text for square in rows["One adapter each"]] == ["91.0 %", "88.0 %", "79.0 %"]
     assert rows["One adapter each"][0].style == "gain heat-9"
     assert [m.title for m in others] == ["One adapter each", "In sequence"]

@@ -216,14 +216,18 @@ class Way(Value):
     """One way to hold several tasks."""
 
     name: str
-    """Key, such as "switched", "linear", "ties", "dare", "joint", "sequence"."""
+    """Key: "switched", "linear", "ties", "dare", "joint" or "sequence"."""
     title: str
     """What a reader calls it."""
-    scores: tuple[tuple[float, ...], ...]
-    """Row i, column j: after step i of the way (the adapter of task i, or task i of the sequence), the score on task j;
-    one row where there is one model."""
+    scores: tuple[tuple[Estimate, ...], ...]
+    """Row i, column j: after step i of the way (the adapter of task i, or task i of the sequence), the score on task j
+    over rows and seeds; one row where there is one model."""
     forgotten: tuple[float, ...]
-    """For each task: its score when it was learnt minus its score at the end; 0 where nothing came after."""
+    """For each task: how much worse it is at the end than when it was learnt, below zero where later tasks helped;
+    0 where nothing came after."""
+    beside_own: tuple[Pair | None, ...]
+    """For each task: the way at its end beside the adapter of that task alone; None where too few rows leave nothing
+    to say, and none at all for those adapters themselves."""
     seconds_to_switch: float | None
     """Wall time between two tasks in use; None where there is nothing to switch."""
 
@@ -231,18 +235,42 @@ class Way(Value):
 class Interference(Value):
     """Several tasks on one base: what each way to hold them does to each task."""
 
+    version: Literal[1] = 1
+    """Version of this form."""
+    metier: str
+    """Version of metier."""
+    finished: str
+    """UTC time, ISO 8601."""
+    command: str
+    """What to type to get the same."""
+    model: str
+    """The recipes' `model.base`."""
     tasks: tuple[str, ...]
     """Names, in the order of training in sequence."""
+    rows_train: tuple[int, ...]
+    """Training rows of each task."""
+    rows_measured: tuple[int, ...]
+    """Test rows of each task."""
+    learning_rates: tuple[float, ...]
+    """Peak learning rate of each task's adapter, the same in sequence; joint training takes the first."""
+    seeds: tuple[int, ...]
+    """Seeds of every training."""
+    confidence: float
+    """Coverage of every interval."""
     measure: tuple[str, ...]
     """Primary measure of each task."""
+    titles: tuple[str, ...]
+    """What a reader calls each of them."""
     units: tuple[Literal["share", "nats", "ratio", "score"], ...]
     """How each of them is printed."""
     higher_is_better: tuple[bool, ...]
     """Which way each of them is good."""
-    base: tuple[float, ...]
+    base: tuple[Estimate, ...]
     """The untuned model on each task."""
     ways: tuple[Way, ...]
     """One adapter each, merges, joint training, training in sequence."""
+    notes: tuple[str, ...] = ()
+    """What the reader should know."""
 
 
 class Told(Value):
@@ -323,8 +351,6 @@ class Comparison(Value):
     """Arms over the number of training rows."""
     guards: tuple[Guard, ...] = ()
     """Measures against forgetting."""
-    interference: Interference | None = None
-    """Several tasks on one base."""
     told: tuple[Told, ...] = ()
     """Test rows on which the arms differ, then others."""
     budget_seconds: float | None

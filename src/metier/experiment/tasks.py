@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import ValidationError
-
-from metier import adapt, models, report, training
+from metier import adapt, evaluation, models, report, training
 from metier.core import DivergedError, Fault, RecipeError, log
-from metier.core.comparison import Interference, Way
-from metier.core.evidence import Value
+from metier.core.comparison import Interference, Pair, Way
 from metier.core.files import write_json, write_text
 from metier.core.lazily import Made
 from metier.core.rng import derive, seed_everything
-from metier.evaluation import METRICS
+from metier.core.version import __version__
+from metier.evaluation import Measured
 from metier.evaluation.suite import estimate
-from metier.experiment import checks
+from metier.experiment import checks, findings
 from metier.experiment.base import LoadedBase
 from metier.experiment.folder import ExperimentFolder
 from metier.experiment.trials import RESULT, WEIGHTS, tidy, train
 from metier.recipe import LoRAMethod, Recipe, dump, load
-from metier.run import prepare, say
+from metier.run import environment, prepare, say
 from metier.run.folder import differences, enter
 from metier.run.foresee import settle
 from metier.run.job import Job, learning_rate
@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from metier.adapt import Blend
+    from metier.core.evidence import Estimate
+    from metier.evaluation.measured import Rows
 
+T = TypeVar("T")
 BLENDS: tuple[Blend, ...] = ("linear", "ties", "dare")
 TITLES = {
     "switched": "One adapter each, switched",
@@ -45,13 +48,6 @@ TITLES = {
     "joint": "Joint training",
     "sequence": "Training in sequence",
 }
-
-
-class Scores(Value):
-    """What one state of the network scored, kept so that nothing is measured twice."""
-
-    values: tuple[float, ...]
-    """Primary measure of each task."""
 
 
 def compare_tasks(
@@ -80,10 +76,11 @@ def compare_tasks(
             _enter_also(folder.path / "trials" / f"task-{number}.yaml", job.recipe)
         for job in jobs:
             say(job)
-        found = _Several(jobs, names, folder).found()
-        write_json(folder.path / "interference.json", {**found.model_dump(), "command": command})
-        for line in report.interference_verdict(found, recipes[0].export.language):
-            log.note(line)
+        found = _Several(jobs, names, folder).found(command)
+        path = report.write_interference(
+            folder.path, found, recipes[0].export.language, environment=environment.describe()
+        )
+        log.note(f"report: {path}")
     return folder
 
 
@@ -162,12 +159,18 @@ class Joined(Made[Any]):
         raise IndexError(place)
 
 
+State = tuple[Measured, ...]
+"""One state of the network, measured on every task."""
+
+
 class _Several:
     """Tasks on one base, and where what was made of them lies."""
 
     def __init__(self, jobs: Sequence[TextJob], names: Sequence[str], folder: ExperimentFolder) -> None:
         """Take the jobs; the base is loaded when it is first needed."""
         self.jobs, self.names, self.folder = tuple(jobs), tuple(names), folder
+        self.primary = tuple(job.declared() for job in jobs)
+        self.rates = tuple(learning_rate(job)[0] for job in jobs)
         self._loaded: LoadedBase | None = None
 
     def base(self) -> LoadedBase:
@@ -176,36 +179,41 @@ class _Several:
             self._loaded = LoadedBase(self.jobs[0], self.folder.path, whole=False)
         return self._loaded
 
-    def found(self) -> Interference:
-        """Every way, measured on every task."""
-        primary = [job.declared() for job in self.jobs]
-        base = self._scores("base", lambda: self.base().model.module)
-        alone = [self._learn(f"task-{place}", job) for place, job in enumerate(self.jobs)]
-        ways = [
-            self._switched(alone),
-            *(self._blended(alone, how) for how in BLENDS),
-            self._joint(),
-            self._sequence(alone[0]),
-        ]
-        kinds = [None if name == "loss" else METRICS[name] for name in primary]
+    def found(self, command: str) -> Interference:
+        """Every way, measured on every task, over seeds."""
+        recipe = self.jobs[0].recipe
+        seeds = tuple(recipe.train.seed + number for number in range(recipe.compare.seeds))
+        base = self.measured("base", lambda: self.base().model.module)
+        held = [_OneSeed(self, seed).ways() for seed in seeds]
+        own = list(zip(*(ways["switched"][0] for ways in held), strict=True))
+        told = [findings.clusters_of(job) for job in self.jobs]
+        scene = _Scene(self, base, own, [ids for ids, _ in told])
         return Interference(
+            metier=__version__,
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=command,
+            model=recipe.model.base,
             tasks=self.names,
-            measure=tuple(primary),
-            units=tuple("nats" if kind is None else kind.unit for kind in kinds),
-            higher_is_better=tuple(kind is not None for kind in kinds),
-            base=base.values,
-            ways=tuple(ways),
+            rows_train=tuple(len(job.splits.train) for job in self.jobs),
+            rows_measured=tuple(len(job.test) for job in self.jobs),
+            learning_rates=self.rates,
+            seeds=seeds,
+            confidence=recipe.evaluate.confidence,
+            measure=self.primary,
+            titles=tuple(scene.rows_of(base, task).title for task in range(len(self.jobs))),
+            units=tuple(scene.rows_of(base, task).unit for task in range(len(self.jobs))),
+            higher_is_better=tuple(scene.rows_of(base, task).higher_is_better for task in range(len(self.jobs))),
+            base=scene.scores([base]),
+            ways=tuple(scene.way(name, [ways[name] for ways in held]) for name in TITLES),
+            notes=_notes(seeds, [said for _, notes in told for said in notes]),
         )
 
-    def _learn(self, name: str, job: Job, *, start: Path | None = None) -> Path:
+    def learn(self, name: str, job: Job, *, start: Path | None = None) -> Path:
         """An adapter, trained on a job, from another one's weights where one is given; found where it was made."""
         place = self.folder.path / "trials" / name
         if (place / RESULT).exists():
             return place
-        rate = learning_rate(job)[0]
-        log.note(f"{name}: learning rate {rate:g}")
         base = self.base()
-        job = replace(job, recipe=job.recipe.with_train(learning_rate=rate))
         with base.ready(job) as ready:
             if start is not None:
                 training.checkpoint.load_weights(ready.adapted.module, start / "adapter" / WEIGHTS)
@@ -220,28 +228,7 @@ class _Several:
         tidy(place)
         return place
 
-    def _scores(self, name: str, network: Callable[[], nn.Module]) -> Scores:
-        """The primary measure of every task, measured once for each state."""
-        place = self.folder.path / "trials" / "scores" / f"{name}.json"
-        try:
-            return Scores.model_validate_json(place.read_text("utf-8"))
-        except (OSError, ValidationError):
-            module = network()
-        values = []
-        for job in self.jobs:
-            suited = replace(job, task=job.task.suited(module))
-            # A state of its own: distances from the base are no matter here.
-            measured = replace(suited, recipe=_without_baselines(job.recipe)).measure(
-                self.base().model, module, base=None
-            )
-            primary = job.declared()
-            values.append(estimate(primary, measured.rows[primary], job.recipe.evaluate.confidence).value)
-        found = Scores(values=tuple(values))
-        write_json(place, found.model_dump())
-        log.note(f"{name}: {', '.join(f'{task} {value:.4f}' for task, value in zip(self.names, values, strict=True))}")
-        return found
-
-    def _with_adapters(self, places: Sequence[Path], use: Callable[[nn.Module], Any]) -> Any:
+    def with_adapters(self, places: Sequence[Path], use: Callable[[nn.Module], T]) -> T:
         """What comes of the base with these adapters on it; afterwards it is the base again."""
         folders = {f"task_{i}": place / "adapter" for i, place in enumerate(places)}
         wrapped: Any = adapt.load_adapters(self.base().model.module, folders)
@@ -251,74 +238,175 @@ class _Several:
         finally:
             wrapped.unload()
 
-    def _switched(self, places: Sequence[Path]) -> Way:
+    def measured(self, name: str, network: Callable[[], nn.Module]) -> State:
+        """Every task's figures, measured once for each state of the network."""
+        places = [self.folder.path / "trials" / "measured" / name / str(number) for number in range(len(self.jobs))]
+        kept = [Measured.load(place) for place in places]
+        state = tuple(measured for measured in kept if measured is not None)
+        if len(state) < len(kept):
+            module = network()
+            state = tuple(self._measure(job, module) for job in self.jobs)
+            for measured, place in zip(state, places, strict=True):
+                measured.save(place)
+        log.note(f"{name}: {', '.join(self._told(task, measured) for task, measured in enumerate(state))}")
+        return state
+
+    def _measure(self, job: TextJob, module: nn.Module) -> Measured:
+        suited = replace(job, task=job.task.suited(module), recipe=_without_baselines(job.recipe))
+        # A state of its own: distances from the base are no matter here.
+        return suited.measure(self.base().model, module, base=None)
+
+    def _told(self, task: int, measured: Measured) -> str:
+        name = self.primary[task]
+        value = estimate(name, measured.rows[name], self.jobs[task].recipe.evaluate.confidence).value
+        return f"{self.names[task]} {value:.4f}"
+
+
+class _OneSeed:
+    """Every way to hold the tasks, with one seed."""
+
+    def __init__(self, several: _Several, seed: int) -> None:
+        """Take what is the same for every seed."""
+        self._several, self._seed, self._folder = several, seed, f"seed-{seed}"
+        self._jobs = tuple(
+            replace(job, recipe=job.recipe.with_train(seed=seed, learning_rate=rate))
+            for job, rate in zip(several.jobs, several.rates, strict=True)
+        )
+
+    def ways(self) -> dict[str, tuple[list[State], float | None]]:
+        """The states of each way in order, and the seconds between two tasks in use where there are several."""
+        alone = [self._several.learn(f"{self._folder}/task-{i}", job) for i, job in enumerate(self._jobs)]
+        return {
+            "switched": self._switched(alone),
+            **{str(how): ([self._blended(alone, how)], None) for how in BLENDS},
+            "joint": ([self._joint()], None),
+            "sequence": (self._sequence(alone[0]), None),
+        }
+
+    def _measured(self, name: str, network: Callable[[], nn.Module]) -> State:
+        return self._several.measured(f"{self._folder}/{name}", network)
+
+    def _switched(self, places: Sequence[Path]) -> tuple[list[State], float]:
         """Each adapter on every task, and how long it takes to put another one to use."""
 
-        def use(module: nn.Module) -> tuple[list[Scores], float]:
-            rows = []
+        def use(module: nn.Module) -> tuple[list[State], float]:
+            states = []
             for i in range(len(places)):
                 adapt.switch(module, f"task_{i}")
-                rows.append(self._scores(f"switched-{i}", lambda: module))
+                states.append(self._measured(f"switched-{i}", lambda: module))
             began = time.perf_counter()
             for i in range(len(places)):
                 adapt.switch(module, f"task_{i}")
-            return rows, (time.perf_counter() - began) / len(places)
+            return states, (time.perf_counter() - began) / len(places)
 
-        rows, seconds = self._with_adapters(places, use)
-        return self._way("switched", [row.values for row in rows], seconds_to_switch=seconds)
+        return self._several.with_adapters(places, use)
 
-    def _blended(self, places: Sequence[Path], how: Blend) -> Way:
+    def _blended(self, places: Sequence[Path], how: Blend) -> State:
         """All adapters made into one."""
 
-        def use(module: nn.Module) -> Scores:
+        def use(module: nn.Module) -> State:
             def blended() -> nn.Module:
-                seed_everything(derive(self.jobs[0].recipe.train.seed, "blend", how))
+                seed_everything(derive(self._seed, "blend", how))
                 adapt.blend(module, [f"task_{i}" for i in range(len(places))], how)
                 return module
 
-            return self._scores(how, blended)
+            return self._measured(how, blended)
 
-        return self._way(how, [self._with_adapters(places, use).values])
+        return self._several.with_adapters(places, use)
 
-    def _joint(self) -> Way:
+    def _joint(self) -> State:
         """One adapter on the rows of all tasks together."""
         job = replace(
-            self.jobs[0],
-            train=Joined([job.train for job in self.jobs]),
-            validation=Joined([job.validation for job in self.jobs]),
+            self._jobs[0],
+            train=Joined([job.train for job in self._jobs]),
+            validation=Joined([job.validation for job in self._jobs]),
         )
-        return self._way("joint", [self._alone(self._learn("joint", job), "joint").values])
+        return self._alone(self._several.learn(f"{self._folder}/joint", job), "joint")
 
-    def _sequence(self, first: Path) -> Way:
+    def _sequence(self, first: Path) -> list[State]:
         """One adapter on one task after the other."""
-        rows, place = [], first
-        for number, job in enumerate(self.jobs):
+        states, place = [], first
+        for number, job in enumerate(self._jobs):
             if number:
-                place = self._learn(f"sequence-{number}", job, start=place)
-            rows.append(self._alone(place, f"sequence-{number}").values)
-        forgotten = tuple(rows[i][i] - rows[-1][i] for i in range(len(rows)))
-        return self._way("sequence", rows, forgotten=forgotten)
+                place = self._several.learn(f"{self._folder}/sequence-{number}", job, start=place)
+            states.append(self._alone(place, f"sequence-{number}"))
+        return states
 
-    def _alone(self, place: Path, name: str) -> Scores:
+    def _alone(self, place: Path, name: str) -> State:
         """One adapter on every task."""
-        found: Scores = self._with_adapters([place], lambda module: self._scores(name, lambda: module))
-        return found
+        return self._several.with_adapters([place], lambda module: self._measured(name, lambda: module))
 
-    def _way(
-        self,
-        name: str,
-        scores: Sequence[tuple[float, ...]],
-        *,
-        forgotten: tuple[float, ...] | None = None,
-        seconds_to_switch: float | None = None,
-    ) -> Way:
+
+@dataclass(frozen=True)
+class _Scene:
+    """What every way is judged by.
+
+    Attributes:
+        several: The tasks.
+        base: The untuned model.
+        own: For each task, its own adapter with every seed.
+        clusters: For each task, which test rows were drawn together; None where each stands for itself.
+    """
+
+    several: _Several
+    base: State
+    own: Sequence[Sequence[State]]
+    clusters: Sequence[tuple[str, ...] | None]
+
+    def rows_of(self, state: State, task: int) -> Rows:
+        """A state's rows of a task's primary measure."""
+        return state[task].rows[self.several.primary[task]]
+
+    def scores(self, states: Sequence[State]) -> tuple[Estimate, ...]:
+        """One state, with every seed, on every task."""
+        return tuple(
+            evaluation.over_seeds(
+                name, [self.rows_of(state, task) for state in states], self._confidence(task), self.clusters[task]
+            )
+            for task, name in enumerate(self.several.primary)
+        )
+
+    def way(self, name: str, seeds: Sequence[tuple[list[State], float | None]]) -> Way:
+        """A way with every seed: what its states score, what it forgot, and whether one adapter each is better."""
+        steps = list(zip(*(states for states, _ in seeds), strict=True))
+        scores = [self.scores(states) for states in steps]
+        times = [seconds for _, seconds in seeds if seconds is not None]
+        apart = name == "switched"
+        tasks = range(len(self.several.names))
         return Way(
             name=name,
             title=TITLES[name],
             scores=tuple(scores),
-            forgotten=forgotten or (0.0,) * len(self.jobs),
-            seconds_to_switch=seconds_to_switch,
+            forgotten=tuple(self._lost(task, scores) if name == "sequence" else 0.0 for task in tasks),
+            beside_own=() if apart else tuple(self._beside_own(task, name, steps[-1]) for task in tasks),
+            seconds_to_switch=fmean(times) if times else None,
         )
+
+    def _lost(self, task: int, scores: Sequence[Sequence[Estimate]]) -> float:
+        fell = scores[task][task].value - scores[-1][task].value
+        return fell if self.rows_of(self.base, task).higher_is_better else -fell
+
+    def _beside_own(self, task: int, name: str, states: Sequence[State]) -> Pair | None:
+        primary, recipe = self.several.primary[task], self.several.jobs[task].recipe
+        before = self.rows_of(self.base, task)
+        value = self.scores([self.base])[task].value
+        return evaluation.pair(
+            primary,
+            (self.several.names[task], [self.rows_of(state, task) for state in self.own[task]]),
+            (name, [self.rows_of(state, task) for state in states]),
+            primary=True,
+            delta=evaluation.usual_delta(before, value, recipe.compare.delta),
+            confidence=self._confidence(task),
+            clusters=self.clusters[task],
+        )
+
+    def _confidence(self, task: int) -> float:
+        return self.several.jobs[task].recipe.evaluate.confidence
+
+
+def _notes(seeds: Sequence[int], told: Sequence[str]) -> tuple[str, ...]:
+    alone = "one seed: a difference between two ways may be chance of training" if len(seeds) == 1 else ""
+    return tuple(dict.fromkeys(note for note in (alone, *told) if note))
 
 
 def _without_baselines(recipe: Recipe) -> Recipe:

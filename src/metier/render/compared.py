@@ -104,12 +104,15 @@ def show_several(found: Several) -> None:
     for way in held.ways:
         for place, scores in enumerate(way.scores):
             after = held.tasks[place] if len(way.scores) > 1 else ""
-            told = (plain(voice.amount(score, unit)) for score, unit in zip(scores, held.units, strict=True))
+            told = (plain(voice.amount(score.value, unit)) for score, unit in zip(scores, held.units, strict=True))
             table.add_row(way.title, after, *told)
     console.print(table)
-    console.print(f"\nfigures: {found.path / 'interference.json'}", markup=False, soft_wrap=True)
+    for note in held.notes:
+        console.print(plain(f"note: {note}"), markup=False)
+    console.print(f"\nreport: {found.report}", markup=False, soft_wrap=True)
 
 
 def several_as_json(found: Several) -> dict[str, Any]:
     """The figures with where they stand."""
-    return {"interference": found.interference.model_dump(mode="json"), "folder": str(found.path)}
+    interference = found.interference.model_dump(mode="json")
+    return {"interference": interference, "folder": str(found.path), "report": str(found.report)}

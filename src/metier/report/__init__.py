@@ -37,6 +37,7 @@ __all__ = [
     "write",
     "write_comparison",
     "write_experiment",
+    "write_interference",
 ]
 
 
@@ -152,6 +153,31 @@ def experiment_table(comparison: Comparison, language: Language = "en") -> Table
     from metier.report.experiment import View, table
 
     return table(View(comparison, Voice(language)))
+
+
+def write_interference(
+    folder: Path, found: Interference, language: Language = "en", *, environment: Mapping[str, Any] | None = None
+) -> Path:
+    """Write interference.json and interference.html: what each way to hold several tasks does to each.
+
+    Args:
+        folder: Where both are written.
+        found: All of it.
+        language: Of the page.
+        environment: Versions and machine, as plain values.
+
+    Returns:
+        The path of interference.html.
+
+    Raises:
+        StorageError: If the disk is full or the folder cannot be written.
+    """
+    from metier.report.experiment import interference_page
+
+    page = interference_page(found, Voice(language), environment or {})
+    write_json(folder / "interference.json", _json(found.model_dump()))
+    write_text(folder / "interference.html", page)
+    return folder / "interference.html"
 
 
 def interference_verdict(found: Interference, language: Language = "en") -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from metier.core.comparison import Interference, Way
+    from metier.core.evidence import Estimate
     from metier.report.voice import Voice
 
 WORDS = {
@@ -43,15 +44,18 @@ def held(found: Interference, voice: Voice) -> tuple[str, ...]:
     switched, sequence = ways["switched"], ways["sequence"]
     own = [switched.scores[i][i] for i in range(len(found.tasks))]
 
-    def told(scores: Sequence[float]) -> str:
+    def told(scores: Sequence[Estimate]) -> str:
         texts = [
-            words["on"].format(task=task, value=voice.amount(score, unit))
+            words["on"].format(task=task, value=voice.amount(score.value, unit))
             for task, score, unit in zip(found.tasks, scores, found.units, strict=True)
         ]
         return words["comma"].join(texts)
 
     best = min((ways[name] for name in SINGLE), key=lambda way: _shortfall(way, own, found.higher_is_better))
-    changes = [voice.change(-lost, unit) for lost, unit in zip(sequence.forgotten, found.units, strict=True)]
+    changes = [
+        voice.change(-lost if up else lost, unit)
+        for lost, unit, up in zip(sequence.forgotten, found.units, found.higher_is_better, strict=True)
+    ]
     milliseconds = f"{1000 * (switched.seconds_to_switch or 0.0):.1f}"
     return (
         words["own"].format(items=told(own), before=told(found.base), milliseconds=milliseconds),
@@ -60,7 +64,10 @@ def held(found: Interference, voice: Voice) -> tuple[str, ...]:
     )
 
 
-def _shortfall(way: Way, own: Sequence[float], higher_is_better: Sequence[bool]) -> float:
+def _shortfall(way: Way, own: Sequence[Estimate], higher_is_better: Sequence[bool]) -> float:
     """How far one model stays behind one adapter each, as parts of what those reach, over tasks."""
     gaps = zip(own, way.scores[-1], higher_is_better, strict=True)
-    return sum((best - score if up else score - best) / max(abs(best), 1e-9) for best, score, up in gaps)
+    return sum(
+        (best.value - score.value if up else score.value - best.value) / max(abs(best.value), 1e-9)
+        for best, score, up in gaps
+    )

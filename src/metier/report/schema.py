@@ -1,4 +1,4 @@
-"""What evidence.json and comparison.json look like, as JSON Schema for programs that read them."""
+"""What evidence.json, comparison.json and interference.json look like, as JSON Schema for programs that read them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import FloatSchema
 
-from metier.core.comparison import Comparison
+from metier.core.comparison import Comparison, Interference
 from metier.core.evidence import Evidence
 
-Kind = Literal["evidence", "comparison"]
-MODELS: dict[Kind, type[BaseModel]] = {"evidence": Evidence, "comparison": Comparison}
+Kind = Literal["evidence", "comparison", "interference"]
+MODELS: dict[Kind, type[BaseModel]] = {
+    "evidence": Evidence,
+    "comparison": Comparison,
+    "interference": Interference,
+}
 
 
 class _Written(GenerateJsonSchema):
@@ -23,5 +27,5 @@ class _Written(GenerateJsonSchema):
 
 
 def json_schema(kind: Kind) -> dict[str, Any]:
-    """The JSON Schema of `evidence.json` of a run or of `comparison.json` of an experiment."""
+    """The JSON Schema of a run's `evidence.json`, or of an experiment's `comparison.json` or `interference.json`."""
     return MODELS[kind].model_json_schema(schema_generator=_Written)

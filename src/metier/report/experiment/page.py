@@ -8,7 +8,7 @@ from typing import Any
 
 from metier.core.comparison import Arm
 from metier.report import figures, page
-from metier.report.experiment import costs, forest, growth, interference, plane, rates, told
+from metier.report.experiment import costs, forest, growth, plane, rates, told
 from metier.report.experiment.finding import beside, finding
 from metier.report.experiment.view import BASE, View
 from metier.report.page import Tile
@@ -33,7 +33,6 @@ def experiment_page(view: View, environment: Mapping[str, Any]) -> str:
         growth=growth.draw(view),
         costs=costs.draw(view),
         guards=forest.guards(view),
-        tasks=interference.draw(view),
         stability=[_stability(view, arm) for arm in found.arms],
         groups=told.grouped(view),
         shown=page.SHOWN_ANSWERS,
