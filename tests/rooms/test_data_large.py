@@ -1,6 +1,8 @@
 """Sets that outgrow memory: read, checked and encoded just as small ones are, with little held of each row."""
 
+import csv
 import gzip
+import io
 import json
 import os
 import random
@@ -11,7 +13,7 @@ import torch
 
 from metier import tasks
 from metier.core import DataError
-from metier.data import convert, disk, files, read, similar
+from metier.data import convert, disk, files, lines, read, similar, strict_json
 from metier.data.records import Document, Records
 from metier.recipe import DataSection
 from metier.tasks import store
@@ -27,6 +29,8 @@ def tight(monkeypatch, tmp_path):
     """Nothing stays in memory: files are read where they stand, columns go to disk, records are made anew."""
     monkeypatch.setenv("METIER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(files, "IN_MEMORY_BYTES", 10)
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 50)
+    monkeypatch.setattr(strict_json, "LITTLE", 20)
     monkeypatch.setattr(disk, "IN_MEMORY_BYTES", 64)
     monkeypatch.setattr(convert, "KEPT_CHARACTERS", 0)
     monkeypatch.setattr(similar, "PRODUCTS_AT_ONCE", 50)
@@ -43,18 +47,78 @@ def rows(count=200):
 
 
 def write(path, content):
-    raw = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content).encode()
+    raw = FORMS[path.suffixes[0]](content).encode()
     path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
     return str(path)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def as_lines(content):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content)
+
+
+def as_table(content):
+    written = io.StringIO(newline="")
+    table = csv.DictWriter(written, list(content[0]))
+    table.writeheader()
+    table.writerows(content)
+    return "\ufeff" + written.getvalue()
+
+
+FORMS = {".jsonl": as_lines, ".json": json.dumps, ".csv": as_table}
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.json.gz", "a.csv", "a.csv.gz"])
 def test_a_large_set_is_read_as_a_small_one(tmp_path, request, name):
     path, other = write(tmp_path / name, rows()), write(tmp_path / "other.jsonl", rows()[150:160])
     sections = (DataSection(train=path), DataSection(train=path, test=other, overlap="drop", max_rows=150))
     small = [read(section, accepts=PROMPTS) for section in sections]
     request.getfixturevalue("tight")
     assert [read(section, accepts=PROMPTS) for section in sections] == small
+
+
+ODD = [
+    {"text": 'quoted "a, b"\nthen another line\r\n, and 你好 \U0001f600', "label": "1"},
+    {"text": "", "label": "2"},
+    {"text": "x" * 200, "label": "3"},
+]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_elements_of_an_array_are_found_wherever_it_is_cut(tmp_path, monkeypatch, indent):
+    numbers = [{"n": [1, -2.5e-7, 1e300, 10**30, True, None, "\\", "\u4f60"], **row} for row in ODD]
+    path = tmp_path / "a.json"
+    text = " \n\t" + json.dumps(numbers, indent=indent)
+    path.write_text(text)
+    monkeypatch.setattr(strict_json, "LITTLE", 1)
+    for size in range(4, 80):
+        monkeypatch.setattr(lines, "BLOCK_BYTES", size)
+        found = files.read_table(str(path)).rows
+        assert [row.values for row in found] == numbers
+        assert [row.line for row in found] == [2 if indent is None else 3 + 14 * place for place in range(3)]
+    cut = text[:-1].rstrip()
+    path.write_text(cut + ", {]")
+    for size in range(4, 80):
+        monkeypatch.setattr(lines, "BLOCK_BYTES", size)
+        table = files.read_table(str(path))
+        column = len(cut.rpartition("\n")[2]) + 4
+        line = cut.count("\n") + 1
+        assert not len(table.rows)
+        assert [fault.where for fault in table.faults.shown()] == [f"{path}:{line}"]
+        assert f"at column {column}" in next(table.faults.shown()).what
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_cells_with_line_breaks_are_read_where_they_stand(tmp_path, end):
+    path = tmp_path / "a.csv"
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        table = csv.DictWriter(file, ["text", "label"], lineterminator=end)
+        table.writeheader()
+        file.write(end)
+        table.writerows(ODD)
+    found = files.read_table(str(path)).rows
+    assert [row.values for row in found] == ODD
+    assert [row.line for row in found] == [3, 6, 7]
+    assert [found[2].values, found[0].values] == [ODD[2], ODD[0]]
 
 
 def test_faults_of_a_large_file_keep_their_lines_and_order(tmp_path, request):

@@ -1,12 +1,13 @@
 """From a path to rows: bytes are checked, decoded and parsed here, and every fault knows its line.
 
-JSONL is read line by line, and a row of it is parsed again whenever it is asked for, so that no file is too large for
-memory; JSON and CSV are read whole and kept. They are told apart by extension and, where that lies, by content.
+JSONL, CSV and a JSON array are read some at a time, and a row is parsed again whenever it is asked for, so that no file
+is too large for memory; a gzip file that is large is unpacked to the disk first. Held whole are only the rarer forms:
+one object that holds the rows, lines that end in a carriage return alone, and a file that is not UTF-8, to tell all
+that is wrong with it. Kinds are told apart by extension and, where that lies, by content.
 """
 
 from __future__ import annotations
 
-import csv
 import gzip
 import io
 import stat
@@ -14,13 +15,15 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from metier.core import DataError
 from metier.core.files import cache_root
+from metier.data.cell_rows import cell_rows
 from metier.data.faults import Faults, count, excerpt, nearest
-from metier.data.lines import BLANK, LineRows, Row, Source, as_object, line_rows, parsed
+from metier.data.lines import BLANK, PlacedRows, Row, Source, as_object, json_values, line_rows, parsed
 from metier.data.strict_json import NotJSONError, elements, members, parse
 
 MAX_BYTES = 20 << 30
@@ -31,6 +34,7 @@ BOMB_BYTES = 1 << 30
 BOMB_RATIO = 200
 """Text compresses some 3 to 20 times, DEFLATE at most 1032 times: above this ratio, after a GiB, we stop."""
 BLOCK_BYTES = 1 << 20
+MARK_AND_BLANKS = b"\xef\xbb\xbf \t\r\n"
 
 TO_JSONL = (
     "convert it: python -c \"import pandas; pandas.read_KIND('PATH')"
@@ -102,7 +106,7 @@ class Table:
 
     def columns(self) -> tuple[str, ...]:
         """Every column that some row has, in the order of appearance."""
-        if isinstance(self.rows, LineRows):
+        if isinstance(self.rows, PlacedRows):
             return tuple(self.rows.columns)
         return tuple(dict.fromkeys(column for row in self.rows for column in row.values))
 
@@ -124,19 +128,37 @@ def read_table(file: str) -> Table:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError("not UTF-8 at byte 1", where=f"{file}:1", hint=_encoding(head, file))
     faults = Faults(file)
-    if kind in LINE_KINDS and head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+    if kind in LINE_KINDS and head.lstrip(MARK_AND_BLANKS).startswith(b"{"):
         rows = line_rows(source, faults, lambda start: _encoding(start, file))
         if rows is not None:
             return Table(file, rows, faults)
-    content = source.whole()
-    text, bad_lines = _decoded(content, faults)
-    if not text.strip("\ufeff \t\r\n"):
-        raise DataError("is empty", where=file, hint="it needs one row for each example")
-    if bad_lines and kind in TABLE_KINDS:
-        return Table(file, (), faults)
+    if kind in TABLE_KINDS and _is_text(source):
+        return Table(file, cell_rows(source, kind, faults), faults, header=True)
+    if kind == ".json" and head.lstrip(MARK_AND_BLANKS).startswith(b"[") and _is_text(source):
+        return _array(source, faults)
+    return _held(source, kind, faults)
+
+
+def _is_text(source: Source) -> bool:
+    """Whether a file is UTF-8 throughout and holds more than blanks."""
+    try:
+        return sum(bool(text.strip(BLANK)) for text in source.texts()) > 0
+    except UnicodeDecodeError:
+        return False
+
+
+def _held(source: Source, kind: str, faults: Faults) -> Table:
+    """The rows of a file that is held whole.
+
+    Raises:
+        DataError: If it is empty.
+    """
+    text, bad_lines = _decoded(source.whole(), faults)
+    if not text.strip(BLANK):
+        raise DataError("is empty", where=faults.file, hint="it needs one row for each example")
     if kind in TABLE_KINDS:
-        return _table(file, text, kind, faults)
-    return _json_table(file, text, kind, faults, bad_lines)
+        return Table(faults.file, (), faults)
+    return _json_table(faults.file, text, kind, faults, bad_lines)
 
 
 def same_file(one: str, other: str) -> bool:
@@ -244,7 +266,7 @@ def _kind(file: str, path: Path, content: bytes) -> str:
     _check_content(file, path, extension, content)
     if extension in JSON_KINDS | TABLE_KINDS:
         return extension
-    if content.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in {b"{", b"["}:
+    if content.lstrip(MARK_AND_BLANKS)[:1] in {b"{", b"["}:
         return ".json"
     raise DataError(
         f"an unknown kind of file ({extension or 'no extension'})",
@@ -259,7 +281,7 @@ def _check_content(file: str, path: Path, extension: str, content: bytes) -> Non
     Raises:
         DataError: With what it is.
     """
-    start = content.lstrip(b"\xef\xbb\xbf \t\r\n")[:64]
+    start = content.lstrip(MARK_AND_BLANKS)[:64]
     for mark, (what, hint) in STRANGERS.items():
         if start.lower().startswith(mark):
             raise DataError(what, where=file, hint=hint)
@@ -320,7 +342,7 @@ def _json_table(file: str, text: str, kind: str, faults: Faults, bad_lines: froz
     """Rows of a JSONL or JSON file, whichever it really is."""
     start = len(text) - len(text.lstrip("\ufeff \t\r\n"))
     if text[start] == "[" and (kind == ".json" or not _complete(text[start:].split("\n", 1))):
-        return Table(file, tuple(_array_rows(text, start, faults)), faults)
+        return _array(Source(file, io.BytesIO(text.encode()), watched=False), faults)
     if text[start] == "{" and kind == ".json":
         rows = _object_rows(text, start, faults)
         if rows is not None:
@@ -347,12 +369,26 @@ def _line_rows(text: str, faults: Faults, bad_lines: frozenset[int]) -> Iterator
             yield Row(number, values)
 
 
-def _array_rows(text: str, start: int, faults: Faults) -> Iterator[Row]:
-    """Rows of a JSON array that begins at `start`, with the line of each."""
+def _array(source: Source, faults: Faults) -> Table:
+    """The rows of a JSON array that is the whole file; none where it is no whole array."""
+    rows, found = PlacedRows(source, json_values), Faults(faults.file)
+    end, line = source.begin(), 1
+    blocks = source.texts()
+    first = next(blocks)
     try:
-        yield from _located_rows(text, elements(text, start), faults)
+        for before, text, value in elements(chain([first], blocks), len(first) - len(first.lstrip(BLANK))):
+            begin, line = end + len(before.encode()), line + before.count("\n")
+            end = begin + len(text.encode())
+            values = as_object(value, f"{faults.file}:{line}", found)
+            if values is not None:
+                rows.add(line, begin, end, values)
+            line += text.count("\n")
     except NotJSONError as error:
-        _not_json(text, error, faults)
+        if not error.is_behind:
+            rows, found = PlacedRows(source, json_values), Faults(faults.file)
+        found.add("not JSON", f"{faults.file}:{error.line}", f"not JSON: {error.what}", error.hint)
+    faults.extend(found)
+    return Table(faults.file, rows, faults)
 
 
 def _located_rows(text: str, found: Iterator[tuple[int, Any]], faults: Faults) -> Iterator[Row]:
@@ -389,65 +425,3 @@ def _object_rows(text: str, start: int, faults: Faults) -> list[Row] | None:
         faults.add("not rows", f"{faults.file}:1", what, 'write one object per row: [{"column": value, ...}, ...]')
         return []
     return None
-
-
-def _table(file: str, text: str, kind: str, faults: Faults) -> Table:
-    """Rows of a CSV or TSV file, whose first line names the columns."""
-    limit = csv.field_size_limit(2**31 - 1)
-    try:
-        return Table(file, tuple(_cell_rows(text, kind, faults)), faults, header=True)
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _cell_rows(text: str, kind: str, faults: Faults) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, kind), strict=True)
-    header: list[str] | None = None
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            faults.add("not CSV", f"{faults.file}:{line}", f"not CSV: {_csv_words(error)}", CSV_HINT)
-            return
-        if not any(cells):
-            continue
-        if header is None:
-            header = [cell.strip() for cell in cells]
-            if not _header_is_good(header, line, faults):
-                return
-        elif len(cells) == len(header):
-            yield Row(line, dict(zip(header, cells, strict=True)))
-        else:
-            what = f"{count(len(cells), 'cell')} where the header has {len(header)}"
-            faults.add("wrong number of cells", f"{faults.file}:{line}", what, CSV_HINT)
-
-
-CSV_HINT = 'a text with a comma, quote or line break stands in "double quotes", and a quote inside is written ""'
-
-
-def _csv_words(error: csv.Error) -> str:
-    if "unexpected end" in str(error):
-        return "a quote that opens in this row is never closed"
-    return "text follows a closing quote" if "expected after" in str(error) else str(error)
-
-
-def _delimiter(text: str, kind: str) -> str:
-    """Tab for .tsv; for .csv whichever of comma, semicolon and tab the header has most of."""
-    if kind != ".csv":
-        return "\t"
-    header = text.lstrip("\r\n").split("\n", 1)[0]
-    return max(",;\t", key=header.count)
-
-
-def _header_is_good(header: list[str], line: int, faults: Faults) -> bool:
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if not twice:
-        return True
-    named = ", ".join(name or "(nameless)" for name in twice)
-    faults.add(
-        "header", f"{faults.file}:{line}", f"the header has {named} twice", "the first line names each column once"
-    )
-    return False

@@ -1,7 +1,9 @@
-"""Rows of a file with one JSON object a line, read again as they are asked for: held is only where each row stands."""
+"""Rows of a file that are read again as they are asked for: held is only where each row stands."""
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import os
 import weakref
@@ -17,6 +19,7 @@ from metier.data.strict_json import NotJSONError, parse
 
 HEAD_BYTES = 1 << 16
 """Bytes from which the kind and the encoding of a file are told."""
+BLOCK_BYTES = 1 << 20
 BLANK = "\ufeff \t\r\n"
 
 
@@ -63,6 +66,29 @@ class Source:
         self._raw.seek(0)
         return iter(self._raw)
 
+    def blocks(self) -> Iterator[bytes]:
+        """Some at a time."""
+        self._raw.seek(0)
+        return iter(lambda: self._raw.read(BLOCK_BYTES), b"")
+
+    def texts(self) -> Iterator[str]:
+        """Some at a time as text, without the mark that may stand before UTF-8."""
+        return codecs.iterdecode(self.blocks(), "utf-8-sig")
+
+    def text_lines(self) -> Iterator[str]:
+        r"""Line by line as text, each with its end, which may be \n, \r or both."""
+        self._raw.seek(0)
+        lines = io.TextIOWrapper(self._raw, "utf-8-sig", newline="")
+        try:
+            for line in lines:  # noqa: UP028 - `yield from` would close the file with the generator
+                yield line
+        finally:
+            lines.detach()  # or it would close the file with itself
+
+    def begin(self) -> int:
+        """Byte at which the text begins."""
+        return len(codecs.BOM_UTF8) if self.head().startswith(codecs.BOM_UTF8) else 0
+
     def read(self, start: int, stop: int) -> bytes:
         """Some of it.
 
@@ -80,16 +106,21 @@ class Source:
         return facts.st_size, facts.st_mtime_ns
 
 
-class LineRows(Made[Row]):
-    """The rows of a JSONL file; a row is parsed when it is asked for.
+class PlacedRows(Made[Row]):
+    """The rows of a file of which only the places are held; a row is parsed again when it is asked for.
 
     Attributes:
         columns: Every column that some row has, in the order of appearance.
     """
 
-    def __init__(self, source: Source) -> None:
-        """Begin with no row."""
-        self._source = source
+    def __init__(self, source: Source, values: Callable[[str], dict[str, Any]]) -> None:
+        """Begin with no row.
+
+        Args:
+            source: The file.
+            values: Gives the values of a row from its text, which was found to be good before.
+        """
+        self._source, self._values = source, values
         self._begin, self._end, self._line = array("q"), array("q"), array("q")
         self.columns: dict[str, None] = {}
 
@@ -99,8 +130,7 @@ class LineRows(Made[Row]):
     def make(self, place: int) -> Row:
         """Parse a row."""
         text = self._source.read(self._begin[place], self._end[place]).decode("utf-8")
-        # Strictly parsed when it was added: nothing but its values is wanted now.
-        return Row(self._line[place], json.loads(text.strip(BLANK)))
+        return Row(self._line[place], self._values(text))
 
     def add(self, line: int, begin: int, end: int, values: dict[str, Any]) -> None:
         """Note where a row stands."""
@@ -111,7 +141,13 @@ class LineRows(Made[Row]):
             self.columns |= dict.fromkeys(values)
 
 
-def line_rows(source: Source, faults: Faults, encoding: Callable[[bytes], str]) -> LineRows | None:
+def json_values(text: str) -> dict[str, Any]:
+    """The values of a row that was strictly parsed before: nothing else is wanted now."""
+    found: dict[str, Any] = json.loads(text.strip(BLANK))
+    return found
+
+
+def line_rows(source: Source, faults: Faults, encoding: Callable[[bytes], str]) -> PlacedRows | None:
     """Check every line and note where the rows stand; None where the file has no line break, and so no lines.
 
     Args:
@@ -119,7 +155,7 @@ def line_rows(source: Source, faults: Faults, encoding: Callable[[bytes], str]) 
         faults: Takes what is wrong.
         encoding: Takes the head of a file that is not UTF-8 and says how to convert it.
     """
-    rows, found, bad = LineRows(source), Faults(faults.file), _BadLines()
+    rows, found, bad = PlacedRows(source, json_values), Faults(faults.file), _BadLines()
     end = number = 0
     for number, raw in enumerate(source.lines(), 1):
         begin, end = end, end + len(raw)

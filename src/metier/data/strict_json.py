@@ -10,6 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 MAX_DEPTH = 100
+BEHIND = "more text follows the array"
+NEAR = 16
+"""Characters before a cut in which a number, a word or an escape may stand that goes on behind it."""
+LITTLE = 1 << 19
+"""Characters that are not worth letting go of."""
 SPACE = re.compile(r"[ \t\r\n]*")
 WORDS = {
     "Unterminated string starting at": "string not closed",
@@ -27,10 +32,27 @@ WORDS = {
 class NotJSONError(ValueError):
     """What was read is not JSON, or not JSON that every reader understands alike."""
 
-    def __init__(self, what: str, hint: str = "", place: int = 0) -> None:
-        """Say what, what to do, and at which character."""
+    def __init__(self, what: str, hint: str = "", place: int = 0, *, column: int | None = None) -> None:
+        """Say what, what to do, at which character of the text, and at which column of its line."""
         super().__init__(what)
-        self.what, self.hint, self.place = what, hint, place
+        self._what, self.hint, self.place, self.column = what, hint, place, column
+        self.line = 1
+        """Line of the file, where the text was only a part of it."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a text has no end."""
+        return self._what == WORDS["Unterminated string starting at"]
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether what was read is whole, and more stands behind it."""
+        return self._what == BEHIND
+
+    @property
+    def what(self) -> str:
+        """What is wrong, and where in its line."""
+        return self._what if self.column is None else f"{self._what} at column {self.column}"
 
 
 def parse(text: str) -> Any:
@@ -43,21 +65,42 @@ def parse(text: str) -> Any:
     value, end = _value(text, start)
     end = _skip(text, end)
     if end < len(text):
-        raise NotJSONError(f"more text follows the value at column {_column(text, end)}", ONE_PER_LINE, end)
+        raise NotJSONError("more text follows the value", ONE_PER_LINE, end, column=_column(text, end))
     return value
 
 
-def elements(text: str, start: int) -> Iterator[tuple[int, Any]]:
-    """Place and value of each element of the array that begins at `start` and ends the text.
+def elements(blocks: Iterator[str], start: int) -> Iterator[tuple[str, str, Any]]:
+    """The elements of an array that is a whole file: the text that leads to each, its own text, and its value.
+
+    No more of the file is held than a few blocks, or the longest element where that is longer.
+
+    Args:
+        blocks: The text of the file.
+        start: Where in the first block the array begins.
 
     Raises:
-        NotJSONError: At the first place that is not JSON.
+        NotJSONError: At the first place that is not JSON, with its line.
     """
-    items, end = _array(text, start)
-    yield from items
-    end = _skip(text, end)
-    if end < len(text):
-        raise NotJSONError(f"more text follows the array at column {_column(text, end)}", "", end)
+    window = _Window(blocks)
+    try:
+        yield from _elements(window, start)
+    except NotJSONError as error:
+        raise window.placed(error) from None
+
+
+def _elements(window: _Window, start: int) -> Iterator[tuple[str, str, Any]]:
+    done, place = 0, window.skip(start + 1)
+    while window.text[place : place + 1] != "]":
+        value, end = window.value(place)
+        yield window.text[done:place], window.text[place:end], value
+        done = window.drop(end)
+        place = window.skip(done)
+        if window.text[place : place + 1] != "]":
+            _expect(window.text, place, ",")
+            place = window.skip(place + 1)
+    place = window.skip(place + 1)
+    if place < len(window.text):
+        raise NotJSONError(BEHIND, "", place, column=_column(window.text, place))
 
 
 def members(text: str, start: int) -> tuple[dict[str, tuple[int, Any]], int]:
@@ -83,6 +126,61 @@ def members(text: str, start: int) -> tuple[dict[str, tuple[int, Any]], int]:
     return found, place + 1
 
 
+class _Window:
+    """Some of a long text: it grows at its end where more is needed, and is cut at its beginning."""
+
+    def __init__(self, blocks: Iterator[str]) -> None:
+        self.text, self._blocks = next(blocks, ""), blocks
+        self._lines, self._columns = 0, 0  # what is cut off: whole lines, and columns of the line that goes on
+
+    def skip(self, place: int) -> int:
+        """Where the blanks end."""
+        found = _skip(self.text, place)
+        while found >= len(self.text) and self._grow():
+            found = _skip(self.text, found)
+        return found
+
+    def value(self, place: int) -> tuple[Any, int]:
+        """The value at a place, and where it ends."""
+        while True:
+            # A text that is cut may read as another value, or as none: what ends near the cut is read again.
+            try:
+                value, end = _value(self.text, place)
+                if end + NEAR <= len(self.text) or not self._grow():
+                    return value, end
+            except NotJSONError as error:
+                is_near = error.is_open or error.place + NEAR > len(self.text)
+                if error.column is None or not is_near or not self._grow():
+                    raise
+
+    def drop(self, place: int) -> int:
+        """Let go of what stands before a place, unless that is little; where the place is now."""
+        if place < LITTLE:
+            return place
+        gone, self.text = self.text[:place], self.text[place:]
+        lines = gone.count("\n")
+        self._columns = len(gone) - gone.rfind("\n") - 1 if lines else self._columns + len(gone)
+        self._lines += lines
+        return 0
+
+    def placed(self, error: NotJSONError) -> NotJSONError:
+        """A fault of this part with its line and column in the whole."""
+        lines = self.text.count("\n", 0, error.place)
+        error.line = self._lines + lines + 1
+        if not lines and error.column is not None:
+            error.column += self._columns
+        return error
+
+    def _grow(self) -> bool:
+        """Take as much again, so that a long value is not read again and again; whether there was more."""
+        more, size = [], 0
+        while size <= len(self.text) and (block := next(self._blocks, "")):
+            more.append(block)
+            size += len(block)
+        self.text += "".join(more)
+        return size > 0
+
+
 ONE_PER_LINE = "write one object per line"
 QUOTES = "write it with a JSON library: keys and texts stand in double quotes, and true, false, null are lower case"
 
@@ -101,7 +199,7 @@ def _array(text: str, start: int) -> tuple[list[tuple[int, Any]], int]:
 
 def _expect(text: str, place: int, mark: str) -> int:
     if text[place : place + 1] != mark:
-        raise NotJSONError(f"{mark!r} is missing at column {_column(text, place)}", "is the file whole?", place)
+        raise NotJSONError(f"{mark!r} is missing", "is the file whole?", place, column=_column(text, place))
     return _skip(text, place + 1)
 
 
@@ -134,7 +232,7 @@ def _explained(text: str, error: json.JSONDecodeError) -> NotJSONError:
     hint = "is it whole? a line break inside a text is written \\n"
     if text[error.pos : error.pos + 1] in {"'", "N", "T", "F"}:
         hint = QUOTES
-    return NotJSONError(f"{words} at column {_column(text, error.pos)}", hint, error.pos)
+    return NotJSONError(words, hint, error.pos, column=_column(text, error.pos))
 
 
 def _check(source: str, value: Any, start: int) -> None:
