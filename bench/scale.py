@@ -10,6 +10,7 @@ operating system tells (VmHWM). The network is a tiny Llama with random weights,
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import statistics
@@ -124,6 +125,29 @@ def in_own_process(source: Path, model: Path) -> dict[str, float]:
     return found
 
 
+def write_other_forms(source: Path) -> list[Path]:
+    """The rows of a JSONL file also as CSV and as one JSON array."""
+    table, array = source.with_suffix(".csv"), source.with_suffix(".json")
+    with source.open() as rows, table.open("w", newline="") as cells, array.open("w") as elements:
+        written = csv.writer(cells)
+        written.writerow(["text"])
+        for number, line in enumerate(rows):
+            written.writerow([json.loads(line)["text"]])
+            elements.write(("," if number else "[") + line.rstrip())
+        elements.write("]")
+    return [source, table, array]
+
+
+def read_alone(source: Path) -> str:
+    """One line of the table of forms: every row read once, in this process."""
+    from metier.data.files import read_table
+
+    start, began = peak_bytes(), time.perf_counter()
+    rows = sum(bool(row.values) for row in read_table(str(source)).rows)
+    seconds, more = time.perf_counter() - began, peak_bytes() - start
+    return f"| {source.suffix} | {rows:,} | {source.stat().st_size / 1e6:,.1f} | {seconds:.1f} | {more / 1e6:,.0f} |"
+
+
 def row(source: Path, found: dict[str, float]) -> str:
     """One line of the table."""
     mega = {name: (found[name] - found["start_bytes"]) / 1e6 for name in ("read_bytes", "encode_bytes", "train_bytes")}
@@ -141,9 +165,18 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="*", default=[1000, 10_000, 100_000])
     parser.add_argument("--megabytes", type=int, nargs="*", default=[], help="also files of so many MB, of longer rows")
     parser.add_argument("--gigabyte", action="store_true", help="the same as --megabytes 1000")
+    parser.add_argument("--forms", type=Path, help="a JSONL file, read also as CSV and JSON; nothing is trained")
+    parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.read:
+        print(read_alone(given.read))
+        return
+    if given.forms:
+        for form in write_other_forms(given.forms):
+            subprocess.run([sys.executable, __file__, "--read", str(form)], check=True)
+        return
     if given.measure:
         print(json.dumps(measure(given.measure, given.model)))
         return
