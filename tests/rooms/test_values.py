@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from pathlib import Path
 
@@ -222,12 +221,6 @@ class TestRows:
             values.rows_of(np.zeros(measured.shape), measured, names(measured))
         with pytest.raises(ValueError, match="names"):
             values.rows_of(measured, measured, ["one"])
-
-    def test_a_hundred_thousand_rows_take_seconds(self):
-        predicted, measured = table(100_000, 14)
-        began = time.perf_counter()
-        values.rows_of(predicted, measured, names(measured))
-        assert time.perf_counter() - began < 30
 
 
 class TestGroups:
