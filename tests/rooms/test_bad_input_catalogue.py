@@ -341,6 +341,9 @@ RECIPES = {
     "rows for a pack": ("evaluate.retention=train.jsonl", 65, "and 50 more lines with faults"),
     "no such schema": ("evaluate.json_schema=none.json", 2, "none.json: cannot be read"),
     "no schema": ("evaluate.json_schema=bad.json", 2, "bad.json: not a JSON Schema: 'objct' is not valid"),
+    "a schema that no reference meets": ("evaluate.json_schema=number.json", 2, "test rows is valid by it"),
+    "a marker that no reference holds": ("evaluate.answer_after='####'", 2, "test rows holds '####' - correct it"),
+    "tests that no row brings": ("evaluate.run_tests=true", 2, "test rows has a column test or tests"),
     "confidence 2": ("evaluate.confidence=2", 2, "evaluate.confidence is 2"),
     "no such group": ("data.group=patient", 65, "has no column 'patient', which data.group names"),
     "no such column": ("data.columns={messages: talk}", 65, "has no column 'talk', which data.columns names"),
@@ -353,6 +356,7 @@ def test_recipes(check, tmp_path, override, code, words):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.json").write_text('{"type": "objct"}')
+    (tmp_path / "number.json").write_text('{"type": "number"}')
     with (tmp_path / "sparse.jsonl").open("wb") as file:
         file.truncate(1 << 40)
     done = check(None, override)

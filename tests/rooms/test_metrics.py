@@ -80,6 +80,7 @@ class TestExactMatch:
     @pytest.mark.parametrize("answer", ["1234", "#### 123", "#### 1234 or 5", "####", "#### -1234", ""])
     def test_final_answers_that_do_not(self, answer):
         assert not matches(answer, "#### 1,234", EvaluateSection(answer_after="####"))
+        assert not matches("no end", "no end either", EvaluateSection(answer_after="####"))
 
     def test_final_answers_of_words(self):
         section = EvaluateSection(answer_after="Answer:")

@@ -382,12 +382,14 @@ class TestBaseMeasurement:
         from metier.evaluation import metrics
         from metier.run.story import measure_base
 
-        schema = tmp_path / "reply.schema.json"
+        schema, test = tmp_path / "reply.schema.json", tmp_path / "test.jsonl"
+        write(test, [{"prompt": f"Where is parcel {i}?", "completion": f'["{i}"]'} for i in range(6)])
         said = []
-        for kind in ("object", "array", "array"):
-            schema.write_text(json.dumps({"type": kind}))
+        for most in (1, 2, 2):
+            schema.write_text(json.dumps({"type": "array", "maxItems": most}))
             metrics._validator.cache_clear()
-            prepared = run.prepare(parse(job(place, "chat-lora", evaluate={"json_schema": str(schema)})))
+            sections = {"data": {"test": str(test)}, "evaluate": {"json_schema": str(schema)}}
+            prepared = run.prepare(parse(job(place, "chat-lora", **sections)))
             measure_base(prepared, models.load(prepared.recipe.model, head=prepared.head, seed=0))
             said.append("measuring the base on" in notes(capsys))
         assert said == [True, True, False]

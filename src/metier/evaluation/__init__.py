@@ -5,7 +5,15 @@ from metier.evaluation.measured import Measured
 from metier.evaluation.metrics import METRICS, check_schema
 from metier.evaluation.pack import Item, general_items, read_pack
 from metier.evaluation.retention import keeping, kept, token_rows
-from metier.evaluation.suite import compare, judged, measure, primary_metric, shown_examples, side_by_side
+from metier.evaluation.suite import (
+    compare,
+    judged,
+    measure,
+    primary_metric,
+    shown_examples,
+    side_by_side,
+    unjudged,
+)
 
 __all__ = [
     "METRICS",
@@ -26,5 +34,6 @@ __all__ = [
     "shown_examples",
     "side_by_side",
     "token_rows",
+    "unjudged",
     "usual_delta",
 ]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from metier.core import RecipeError
+from metier.core import Fault, RecipeError
 from metier.evaluation.sandbox import Limits, passes
 from metier.recipe import EvaluateSection
 
@@ -65,12 +65,12 @@ class Metric:
 def exact_match(row: Answered, section: EvaluateSection) -> float:
     """1 if the answer is the reference: as JSON values where both are JSON, else as text with spaces evened out.
 
-    With `answer_after`, what follows the last marker is compared, numbers without thousands separators.
+    With `answer_after`, what follows the last marker is compared, numbers without thousands separators; a reference
+    without the marker is met by no answer.
     """
     if section.answer_after:
-        return float(
-            final_answer(row.answer, section.answer_after) == final_answer(row.reference, section.answer_after)
-        )
+        wanted_end = final_answer(row.reference, section.answer_after)
+        return float(wanted_end is not None and final_answer(row.answer, section.answer_after) == wanted_end)
     given, wanted = parse_json(row.answer), parse_json(row.reference)
     if wanted is not NOT_JSON and isinstance(wanted, dict | list):
         return float(given is not NOT_JSON and _same_json(given, wanted))
@@ -224,6 +224,55 @@ def _validator(file: str) -> Any:
         what = f"not a JSON Schema: {error}"
         raise RecipeError(what, where=file, hint="check evaluate.json_schema") from None
     return Draft202012Validator(schema)
+
+
+def check_asked(metrics: Sequence[str], rows: Sequence[Answered], section: EvaluateSection) -> tuple[str, ...]:
+    """Refuse a measure that was asked for and that not one test row can be judged by.
+
+    Args:
+        metrics: Names of the task's metrics.
+        rows: The test rows, each answered by its own reference.
+        section: What is asked for.
+
+    Returns:
+        Sentences about test rows that a measure cannot judge.
+
+    Raises:
+        RecipeError: With every such measure.
+    """
+    asked = (
+        (
+            section.answer_after and "exact_match",
+            lambda row: final_answer(row.reference, str(section.answer_after)) is not None,
+            f"evaluate.answer_after: {section.answer_after}",
+            f"no reference of {len(rows)} test rows holds {section.answer_after!r}",
+            f"hold {section.answer_after!r}; no answer can be right where it is missing",
+        ),
+        (
+            section.run_tests and "tests_passed",
+            lambda row: "test" in row.extras or "tests" in row.extras,
+            "evaluate.run_tests",
+            f"none of {len(rows)} test rows has a column test or tests",
+            "have a column test or tests; no answer can pass where it is missing",
+        ),
+        (
+            section.json_schema and "valid_schema",
+            lambda row: bool(valid_schema(Answered("", row.reference, "", {}), section)),
+            f"evaluate.json_schema: {section.json_schema}",
+            f"no reference of {len(rows)} test rows is valid by it",
+            f"are valid by {section.json_schema}; a right answer counts as invalid elsewhere",
+        ),
+    )
+    faults, notes = [], []
+    for metric, serves, where, none, some in asked:
+        count = sum(map(serves, rows)) if metric in metrics else len(rows)
+        if rows and not count:
+            faults.append(Fault(where, none, "correct it, or leave it out"))
+        elif count < len(rows):
+            notes.append(f"{count} of {len(rows)} test rows {some}")
+    if faults:
+        raise RecipeError.of(faults)
+    return tuple(notes)
 
 
 def check_schema(section: EvaluateSection) -> None:

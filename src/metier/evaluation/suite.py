@@ -11,7 +11,7 @@ import numpy as np
 from metier.core.evidence import Answer, Baseline, Estimate, Figure, Measure
 from metier.evaluation import baselines, retention, statistics
 from metier.evaluation.measured import Measured, Rows
-from metier.evaluation.metrics import METRICS, Answered, Metric, codes
+from metier.evaluation.metrics import METRICS, Answered, Metric, check_asked, codes
 from metier.tasks import Answering, score
 
 if TYPE_CHECKING:
@@ -125,16 +125,31 @@ def judged(
     task: TextTask[Any], test: Sequence[Record], answers: Sequence[str], section: EvaluateSection
 ) -> dict[str, Rows]:
     """The domain metrics of given answers."""
-    rows = [
-        Answered(task.question(record), answer, task.reference(record), record.extras)
-        for record, answer in zip(test, answers, strict=True)
-    ]
+    rows = _answered(task, test, answers)
     found = {}
     for name in task.metrics:
         metric = METRICS[name]
         if metric.applies(rows, section):
             found[name] = _domain_rows(metric, rows, section)
     return found
+
+
+def unjudged(task: TextTask[Any], test: Sequence[Record], section: EvaluateSection) -> tuple[str, ...]:
+    """What the recipe asks to be measured and some test rows cannot be judged by, as sentences.
+
+    Raises:
+        RecipeError: If not one of them can.
+    """
+    if not section.generate:
+        return ()
+    return check_asked(task.metrics, _answered(task, test, [task.reference(record) for record in test]), section)
+
+
+def _answered(task: TextTask[Any], test: Sequence[Record], answers: Sequence[str]) -> list[Answered]:
+    return [
+        Answered(task.question(record), answer, task.reference(record), record.extras)
+        for record, answer in zip(test, answers, strict=True)
+    ]
 
 
 def _domain_rows(metric: Metric, rows: Sequence[Answered], section: EvaluateSection) -> Rows:

@@ -173,10 +173,12 @@ def prepare(recipe: Recipe, section: TextTaskSection) -> TextJob:
         context=shape.context,
         seed=recipe.train.seed,
     )
+    test = measured_rows(splits.test, recipe.evaluate.rows, recipe.data.seed)
+    unjudged = evaluation.unjudged(task, test, recipe.evaluate)
     if recipe.train.retain is not None and (task.retains == "none" or not pack):
         raise nothing_kept(recipe)
     train, validation = _encode(task, splits)
-    notes = [*splits.notes, *_dropped(splits, train, recipe), *_unknown(train, tokenizer)]
+    notes = [*splits.notes, *_dropped(splits, train, recipe), *_unknown(train, tokenizer), *unjudged]
     if head == "seq2seq" and recipe.evaluate.retention != "off":
         notes.append("retention is not measured for encoder-decoder models")
     train, replayed = mixed(task, recipe, splits, train, {item.language for item in pack} or {"en", "zh"})
@@ -190,7 +192,7 @@ def prepare(recipe: Recipe, section: TextTaskSection) -> TextJob:
         splits=splits,
         train=train,
         validation=validation,
-        test=measured_rows(splits.test, recipe.evaluate.rows, recipe.data.seed),
+        test=test,
         pack=pack,
         notes=tuple(notes),
     )
