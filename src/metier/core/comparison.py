@@ -197,19 +197,21 @@ class Guard(Value):
     arm: str
     """Name of the arm it was added to."""
     name: str
-    """Key, such as "replay"."""
+    """Key, such as "replay"; several are joined by a plus sign."""
     title: str
-    """What a reader calls it."""
+    """What a reader calls it, with its strength."""
+    strengths: dict[str, float] = {}
+    """How strong it was set, by key."""
     figures: dict[str, float]
     """Every measure, mean over seeds."""
     kept: float
-    """Share of the general ability kept, mean over seeds."""
+    """Share of the general ability kept at matched gain on validation, mean over seeds; from the path of strengths."""
     kept_without: float
-    """The same for the arm alone at the same gain, from the path of its strengths."""
+    """The same for the arm alone."""
     difference: Difference
-    """Kept with minus kept without, at matched gain."""
+    """Kept with minus kept without, at matched gain; paired by seed, and its interval holds the chance of seeds."""
     verdict: Verdict
-    """Whether it moves the front."""
+    """Whether it moves the front: "equivalent" says that it has no effect here."""
 
 
 class Way(Value):
@@ -314,7 +316,7 @@ class Comparison(Value):
     rows_measured: int
     """Test rows that were measured, once."""
     steps: int
-    """Optimizer steps of a whole training, the same for every arm."""
+    """Optimizer steps of a whole training, the same for every arm; one that replays rows takes some more for them."""
     batch_size: int
     """Rows in a step, the same for every arm."""
     precision: str

@@ -1,6 +1,7 @@
 """What is measured before and after tuning: the domain, and what must not be lost; and how sure it is."""
 
 from metier.evaluation.arms import adjusted, over_seeds, pair, usual_delta
+from metier.evaluation.front import front_moved
 from metier.evaluation.measured import Measured
 from metier.evaluation.metrics import METRICS, check_schema
 from metier.evaluation.pack import Item, general_items, read_pack
@@ -22,6 +23,7 @@ __all__ = [
     "adjusted",
     "check_schema",
     "compare",
+    "front_moved",
     "general_items",
     "judged",
     "keeping",

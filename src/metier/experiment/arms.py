@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from metier.core import Fault, RecipeError
-from metier.recipe import FreezeMethod, FullMethod, LoRAMethod, MethodSection, Recipe, read_method
+from metier.recipe import FreezeMethod, FullMethod, LoRAMethod, MethodSection, Recipe, Tuning, read_tuning
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from metier.run.job import Job
+
+GUARDS = {
+    "kl": "KL to the base, {:g}",
+    "mask_improbable": "improbable tokens masked, above {:g}",
+    "l2_sp": "L2-SP, {:g}",
+    "replay": "replay, {:g}",
+}
+"""What a reader calls a guard of some strength."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,24 +28,39 @@ class Arm:
     """One way to tune.
 
     Attributes:
-        name: As given, such as "lora:rank=8".
+        name: As given, such as "lora:rank=8+kl=0.1".
         title: What a reader calls it.
-        method: What moves.
+        tuning: What moves, and what holds it back.
     """
 
     name: str
     title: str
-    method: MethodSection
+    tuning: Tuning
+
+    @property
+    def method(self) -> MethodSection:
+        """What moves."""
+        return self.tuning.method
 
     @property
     def folder(self) -> str:
         """The name as a folder of any system can have it."""
         return re.sub(r"[^a-z0-9.]+", "-", self.name.lower())
 
-    def recipe(self, recipe: Recipe, *, rate: float, seed: int, steps: int, evaluations: int) -> Recipe:
-        """The recipe that trains this arm once, over so many steps with the whole schedule."""
-        made = recipe.with_train(learning_rate=rate, seed=seed, max_steps=steps, evaluations=evaluations)
-        return made.model_copy(update={"method": self.method})
+    @property
+    def guards(self) -> dict[str, float]:
+        """What holds it back from forgetting, by key, and how strongly."""
+        tuning = self.tuning
+        found = {key: float(getattr(tuning.guards, key)) for key in tuning.guards.on}
+        return found if tuning.replay is None else {**found, "replay": tuning.replay.share}
+
+    def unguarded(self, arms: Sequence[Arm]) -> Arm | None:
+        """The arm that moves the same and is not held back; None where there is none."""
+        return next((arm for arm in arms if arm.method == self.method and not arm.guards), None)
+
+    def job(self, job: Job) -> Job:
+        """What this arm trains: the job with its method and guards, and with the rows that it replays."""
+        return replace(job, recipe=job.recipe.tuned(self.tuning)).rehearsing()
 
 
 def arms_of(recipe: Recipe) -> tuple[Arm, ...]:
@@ -40,19 +69,28 @@ def arms_of(recipe: Recipe) -> tuple[Arm, ...]:
     Raises:
         RecipeError: If two words mean the same.
     """
-    found = [Arm(word, "", read_method(word, recipe.method)) for word in recipe.compare.methods]
+    found = [Arm(word, "", read_tuning(word, recipe.tuning)) for word in recipe.compare.methods]
     faults = [
         Fault("compare.methods", f"{one.name!r} and {two.name!r} are the same", "name each method once")
         for place, two in enumerate(found)
         for one in found[:place]
-        if one.method == two.method
+        if one.tuning == two.tuning
     ]
     if faults:
         raise RecipeError.of(faults)
-    return tuple(Arm(arm.name, _title(arm.method), arm.method) for arm in found)
+    return tuple(replace(arm, title=_title(arm)) for arm in found)
 
 
-def _title(method: MethodSection) -> str:
+def guards_title(arm: Arm) -> str:
+    """What a reader calls the guards of an arm."""
+    return "; ".join(GUARDS[key].format(value) for key, value in arm.guards.items())
+
+
+def _title(arm: Arm) -> str:
+    return f"{_method_title(arm.method)}{f'; {guards_title(arm)}' if arm.guards else ''}"
+
+
+def _method_title(method: MethodSection) -> str:
     match method:
         case LoRAMethod():
             kind = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}[method.variant]

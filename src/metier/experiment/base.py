@@ -52,6 +52,7 @@ class LoadedBase:
     Attributes:
         model: As loaded; between trainings its network has the base's own bits.
         precision: Number format and device, the same for every arm.
+        file: Every tensor as it was loaded, on disk; None where no method changes the base in place.
     """
 
     def __init__(self, job: Job, folder: Path, *, whole: bool) -> None:
@@ -61,10 +62,10 @@ class LoadedBase:
         self.model: Model = job.load()
         self.precision.place(self.model.module)
         self._seed = job.recipe.train.seed
-        self._file = folder / BASE if whole else None
+        self.file = folder / BASE if whole else None
         self._heads: dict[int, Mapping[str, Tensor]] = {self._seed: self._clones()}
-        if self._file is not None:
-            models.write_tensors(_tensors(self.model.module), self._file)
+        if self.file is not None:
+            models.write_tensors(_tensors(self.model.module), self.file)
 
     @contextmanager
     def ready(self, job: Job) -> Iterator[Ready]:
@@ -80,8 +81,8 @@ class LoadedBase:
 
     def close(self) -> None:
         """Remove what was kept on disk."""
-        if self._file is not None:
-            files.discard(self._file)
+        if self.file is not None:
+            files.discard(self.file)
 
     def _clones(self) -> dict[str, Tensor]:
         """What may change even where the base stays: new and whole parameters, and running statistics."""
@@ -104,8 +105,8 @@ class LoadedBase:
         if lora:
             unwrapped: Any = wrapped
             unwrapped.unload()
-        elif self._file is not None:
-            self._put(load_file(self._file))
+        elif self.file is not None:
+            self._put(load_file(self.file))
         self._put(self._heads[self._seed])
 
     @torch.no_grad()

@@ -56,12 +56,14 @@ class Prices:
         row: Measuring one test row.
         fixed: Measuring what does not grow with the test rows, once.
         once: What is done once for all: loading, the base, the cheap alternatives.
+        strengths: Trying shares of the update after one whole training.
     """
 
     train: Mapping[str, float]
     row: float = 0.0
     fixed: float = 0.0
     once: float = 0.0
+    strengths: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ def seconds_left(size: Size, prices: Prices, done: Done) -> float:
     for arm in size.arms:
         whole = prices.train.get(arm, 0.0)
         left += max(0, size.trials - done.search.get(arm, 0)) * SEARCH_SHARE * whole
-        left += max(0, size.seeds - done.seeds.get(arm, 0)) * (whole + measure)
+        left += max(0, size.seeds - done.seeds.get(arm, 0)) * (whole + prices.strengths + measure)
         for share in size.shares:
             checks = CHECKED if share == size.shares[0] else 0
             missing = max(0, size.seeds + checks - done.curve.get((arm, share), 0))

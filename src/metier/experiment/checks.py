@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from metier.core import DataError, Fault, RecipeError
 from metier.data.records import Labelled
+from metier.run import guards
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from metier.experiment.arms import Arm
     from metier.run.job import Job
 
 LEAST_VALIDATION = 8
@@ -31,6 +34,23 @@ def check(job: Job) -> None:
     if faults:
         raise DataError.of(faults)
     _check_parts(job)
+
+
+def check_arms(job: Job, arms: Sequence[Arm]) -> None:
+    """Refuse guards that an arm cannot have.
+
+    Raises:
+        RecipeError: For each arm that cannot.
+    """
+    faults = []
+    for arm in arms:
+        try:
+            guards.check(job.recipe.tuned(arm.tuning), job.head)
+            arm.job(job)
+        except RecipeError as error:
+            faults += [replace(fault, where=f"compare.methods: {arm.name}: {fault.where}") for fault in error.faults]
+    if faults:
+        raise RecipeError.of(faults)
 
 
 def _too_few(job: Job) -> list[Fault]:

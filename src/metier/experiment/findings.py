@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from metier import evaluation
-from metier.core.comparison import Arm, Cell, CurvePoint, Pair, Predicted, Stability, Told, Trial
+from metier.core.comparison import Arm, Cell, CurvePoint, Guard, Pair, Predicted, Stability, Told, Trial
 from metier.core.evidence import Estimate
 from metier.data.records import Cell as DataCell
 from metier.evaluation import statistics
 from metier.experiment import search
+from metier.experiment.arms import guards_title
 
 if TYPE_CHECKING:
     from metier.evaluation import Measured
@@ -166,6 +167,7 @@ def _cell(seed: Seed, scene: Scene) -> Cell:
         peak_memory_bytes=ended.peak_memory_bytes,
         tokens_per_second=ended.tokens_per_second,
         diverged=ended.diverged,
+        strengths=ended.strengths,
     )
 
 
@@ -179,6 +181,54 @@ def _stability(found: Found, scene: Scene) -> Stability:
         worst=worst(values) if values else None,
         diverged=sum(one.diverged for one in trainings) / len(trainings),
         sensitivity=search.sensitivity(found.tried),
+    )
+
+
+def guards(found: Sequence[Found], scene: Scene) -> tuple[tuple[Guard, ...], tuple[str, ...]]:
+    """What each guard against forgetting moves beside the same method without it; and what could not be judged."""
+    made, notes = [], []
+    for one in found:
+        if not one.way.guards:
+            continue
+        plain = next((two for two in found if two.way == one.way.unguarded([other.way for other in found])), None)
+        guard = None if plain is None else _guard(one, plain, scene)
+        if guard is not None:
+            made.append(guard)
+        else:
+            notes.append(f"{one.way.name}: {_why_not_judged(plain)}")
+    return tuple(made), tuple(notes)
+
+
+def _why_not_judged(plain: Found | None) -> str:
+    if plain is None:
+        return "whether the guard helps is not judged: compare.methods has not the same method without it"
+    return "whether the guard helps is not judged: two seeds with their strengths are needed for that"
+
+
+def _guard(one: Found, plain: Found, scene: Scene) -> Guard | None:
+    """A guard beside the arm without it; None where fewer than two seeds have strengths in both."""
+    with_it, without = ({s.seed: s.ended.strengths for s in two.seeds if s.ended.strengths} for two in (one, plain))
+    seeds = [seed for seed in with_it if seed in without]
+    if len(seeds) < 2:
+        return None
+    kept, kept_without, difference, verdict = evaluation.front_moved(
+        [with_it[seed] for seed in seeds],
+        [without[seed] for seed in seeds],
+        rows=len(scene.job.validation),
+        delta=scene.delta,
+        confidence=scene.confidence,
+    )
+    alive = list(one.alive.values())
+    return Guard(
+        arm=plain.way.name,
+        name="+".join(one.way.guards),
+        title=guards_title(one.way),
+        strengths=one.way.guards,
+        figures={name: scene.estimate(name, [m.rows[name] for m in alive]).value for name in _common(alive)},
+        kept=kept,
+        kept_without=kept_without,
+        difference=difference,
+        verdict=verdict,
     )
 
 

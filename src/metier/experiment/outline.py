@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from metier import planning
@@ -11,6 +11,7 @@ from metier.core import log
 from metier.core.evidence import Value
 from metier.experiment import budget
 from metier.experiment.budget import Prices, Size
+from metier.experiment.trials import PATH
 from metier.report import Voice, plain
 from metier.run.foresee import plan_job
 from metier.run.job import choose_device
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 GENERAL_TOKENS = 20_000
 """Tokens of the shipped retention pack, about."""
+CHOOSING_TOKENS = 1_500
+"""Tokens of the shipped texts by which a strength is chosen, about."""
 ANSWERING = 3.0
 """What a generated token costs, in tokens that are read: each is a pass of its own over the weights. Judgement."""
 
@@ -107,7 +110,7 @@ def foresee(job: Job, arms: Sequence[Arm]) -> Foreseen:
     speed = planning.measure_flops_per_second(str(choose_device(job.recipe)))
     plans = {
         arm.name: plan_job(
-            replace(job, recipe=job.recipe.model_copy(update={"method": arm.method})),
+            arm.job(job),
             probe=False,
             flops_per_second=speed,
         )
@@ -138,7 +141,9 @@ def _prices(job: Job, train: Mapping[str, float], plan: Plan) -> Prices:
     answers = ANSWERING * evaluate.max_new_tokens if evaluate.generate and job.head in {"causal", "seq2seq"} else 0.0
     mean = plan.tokens / max(plan.steps * job.recipe.train.batch_size, 1)
     general = GENERAL_TOKENS * token if evaluate.retention != "off" else 0.0
-    return Prices(train, row=token * (mean + answers), fixed=general)
+    tried = token * len(PATH) * (mean * len(job.validation) + CHOOSING_TOKENS)
+    strengths = tried if job.recipe.compare.strengths and job.keeps else 0.0
+    return Prices(train, row=token * (mean + answers), fixed=general, strengths=strengths)
 
 
 def outline(foreseen: Foreseen, arms: Sequence[Arm], asked: Size, size: Size, allowed: float | None) -> Outline:

@@ -16,7 +16,7 @@ from metier.experiment.findings import Found, Scene
 from metier.experiment.folder import ExperimentFolder, folder_of
 from metier.experiment.outline import Outline
 from metier.experiment.work import Work
-from metier.recipe import FreezeMethod, FullMethod, Recipe
+from metier.recipe import FreezeMethod, FullMethod, Recipe, Tuning
 from metier.run import environment, prepare, say
 from metier.run.folder import enter
 from metier.run.foresee import settle
@@ -74,7 +74,9 @@ def _checked(recipe: Recipe) -> tuple[Job, tuple[Arm, ...]]:
     arms = arms_of(recipe)
     # A base that is read for full fine-tuning serves every method; for some networks it is smaller.
     whole = next((arm.method for arm in arms if isinstance(arm.method, FullMethod)), recipe.method)
-    job = prepare(recipe.model_copy(update={"method": whole}))
+    # Each arm has rows and guards of its own.
+    job = prepare(recipe.tuned(Tuning(method=whole)))
+    checks.check_arms(job, arms)
     checks.check(job)
     return job, arms
 
@@ -87,6 +89,7 @@ def _comparison(work: Work, found: Sequence[Found], command: str) -> Comparison:
     scene = Scene(job, before, work.primary, confidence, recipe.compare.delta, clusters)
     curve = work.curve(found, scene)
     pairs, doubts = findings.pairs(found, scene)
+    guards, unjudged = findings.guards(found, scene)
     base = work.base_facts()
     return Comparison(
         metier=__version__,
@@ -113,11 +116,12 @@ def _comparison(work: Work, found: Sequence[Found], command: str) -> Comparison:
         arms=tuple(findings.arm(one, scene) for one in found),
         pairs=pairs,
         curve=curve,
+        guards=guards,
         told=findings.told(found, scene),
         budget_seconds=work.allowed,
         seconds=work.spent,
         shrunk=budget.left_out(work.asked, work.size),
-        notes=(*job.notes, *before.notes, *said, *work.notes, *doubts, *_doubts(work, found)),
+        notes=(*job.notes, *before.notes, *said, *work.notes, *doubts, *unjudged, *_doubts(work, found)),
         **findings.described(found, before),  # type: ignore[arg-type]
     )
 
@@ -135,6 +139,7 @@ def _doubts(work: Work, found: Sequence[Found]) -> list[str]:
             "the seed"
         )
     for one in found:
+        said += [f"{one.way.name}: {text}" for text in one.seeds[0].ended.notes]
         lost = [str(seed.seed) for seed in one.seeds if seed.measured is None]
         if lost:
             said.append(f"{one.way.name}: seeds {', '.join(lost)} diverged and are left out of the figures")

@@ -27,6 +27,7 @@ from metier.recipe import LoRAMethod, Recipe, dump, load
 from metier.run import environment, prepare, say
 from metier.run.folder import differences, enter
 from metier.run.foresee import settle
+from metier.run.guards import learnt
 from metier.run.job import Job, learning_rate
 from metier.run.lock import claim
 from metier.run.text import TextJob
@@ -217,7 +218,8 @@ class _Several:
         with base.ready(job) as ready:
             if start is not None:
                 training.checkpoint.load_weights(ready.adapted.module, start / "adapter" / WEIGHTS)
-            ended = train(place, ready, base, job.plan(flops_per_second=None), keeps=False)
+            rows = learnt(ready.job, ready.adapted.module)
+            ended = train(place, ready, base, rows, job.plan(flops_per_second=None), keeps=False)
             if ended.diverged:
                 raise DivergedError(
                     f"{name} diverged", where="train.learning_rate", hint="set a lower one in the recipe"

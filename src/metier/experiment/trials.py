@@ -18,12 +18,13 @@ from pydantic import ValidationError
 
 from metier import adapt, evaluation, models, training
 from metier.core import DivergedError, MetierError, files, log
-from metier.core.evidence import Value
+from metier.core.evidence import Strength, Value
 from metier.core.files import write_json
 from metier.core.meter import Meter
 from metier.recipe import LoRAMethod, Recipe, Step
 from metier.run.foresee import fast, learning
-from metier.run.guards import guarded
+from metier.run.guards import Learnt, learnt, pull
+from metier.run.strength import Dial, choose
 from metier.tasks import mean_loss
 
 if TYPE_CHECKING:
@@ -33,11 +34,14 @@ if TYPE_CHECKING:
     from metier.planning import Plan
     from metier.run.job import Job
 
+PATH = (0.3, 0.5, 0.7, 0.85, 1.0)
+"""Shares of the update that are tried after a whole training. All of it comes last and is left in the network."""
 Stage = Literal["coarse", "fine", "edge", "final", "curve", "check"]
-RESULT, TRAINED, WEIGHTS, MEASURED, SPENT = (
+RESULT, TRAINED, WEIGHTS, START, MEASURED, SPENT = (
     "result.json",
     "trained.json",
     "weights.safetensors",
+    "start.safetensors",
     "measured",
     "spent.json",
 )
@@ -114,6 +118,13 @@ class Ended(Value):
     seconds_to_load: float
     """Wall time to put that file onto a base in memory."""
 
+    strengths: tuple[Strength, ...] = ()
+    """Shares of the update that were tried on validation rows."""
+    trying_seconds: float = 0.0
+    """Wall time of trying them."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know of the rows that its arm learns from."""
+
     @property
     def is_above_base(self) -> bool:
         """Whether there was no number, or none below the validation loss before the first step."""
@@ -134,6 +145,8 @@ class Trials:
         """Take the folder, the job, each arm's plan, and what gives the base and its figures once needed."""
         self._folder, self._plans, self._base, self._before = folder / "trials", plans, base, before
         self._parts: dict[float, Job] = {1.0: job}
+        self._jobs: dict[tuple[str, float], Job] = {}
+        self._learnt: dict[tuple[str, float], Learnt] = {}
 
     def give_part(self, share: float, job: Job) -> None:
         """Say what the job is on a share of the training rows."""
@@ -157,21 +170,59 @@ class Trials:
         if found is not None:
             return found
         place = self._folder / unit.folder
-        job = self._parts[unit.share]
-        job = replace(job, recipe=recipe_of(unit, job.recipe, len(job.train)))
+        job = self._job(unit)
         base = self._base()
         with base.ready(job) as ready:
+            learnt = self._asked(unit, ready)
+            dial = self._dial(place, ready, base, unit)
             # Trained before, though not measured.
             ended = _read(place / TRAINED)
             if ended is not None:
                 training.checkpoint.load_weights(ready.adapted.module, place / WEIGHTS)
             else:
-                ended = train(place, ready, base, self._plans[unit.arm.name], keeps=unit.is_measured)
+                ended = train(place, ready, base, learnt, self._plans[unit.arm.name], keeps=unit.is_measured)
+            if dial is not None and not ended.diverged:
+                ended = _tried(dial, ended, job.recipe.train.retain)
             if unit.is_measured and not ended.diverged:
                 ended = self._measure(place, ready, base, ended)
+        said = (*job.notes[len(self._parts[unit.share].notes) :], *learnt.notes)
+        ended = ended.model_copy(update={"notes": said})
         write_json(place / RESULT, ended.model_dump())
         tidy(place)
         return ended
+
+    def _job(self, unit: Unit) -> Job:
+        """The job of a unit: its arm's rows, and the recipe that makes it."""
+        key = unit.arm.name, unit.share
+        if key not in self._jobs:
+            self._jobs[key] = unit.arm.job(self._parts[unit.share])
+        job = self._jobs[key]
+        return replace(job, recipe=recipe_of(unit, job.recipe, len(job.train)))
+
+    def _asked(self, unit: Unit, ready: Ready) -> Learnt:
+        """What is learnt under the arm's guards; the base is asked once for each arm and part of the rows."""
+        key = unit.arm.name, unit.share
+        if key not in self._learnt:
+            self._learnt[key] = learnt(ready.job, ready.adapted.module)
+        return self._learnt[key]
+
+    def _dial(self, place: Path, ready: Ready, base: LoadedBase, unit: Unit) -> Dial | None:
+        """What tries shares of the update, where the experiment wants it and something tells what is kept."""
+        job, module = ready.job, ready.adapted.module
+        if unit.stage != "final" or not (job.recipe.compare.strengths and job.keeps):
+            return None
+        in_place = not isinstance(job.recipe.method, LoRAMethod)
+        dial = Dial(
+            module=module,
+            new=base.model.new,
+            start=base.file if in_place and base.file is not None else place / START,
+            end=place / WEIGHTS,
+            validate=partial(mean_loss, job.task, module, job.validation),
+            kept=job.keeping(base.model, module),
+        )
+        if not in_place:
+            dial.begin()
+        return dial
 
     def _measure(self, place: Path, ready: Ready, base: LoadedBase, ended: Ended) -> Ended:
         before = self._before()
@@ -181,11 +232,19 @@ class Trials:
         return ended.model_copy(update={"measuring_seconds": time.perf_counter() - began})
 
 
+def _tried(dial: Dial, ended: Ended, floor: float | None) -> Ended:
+    """The unit with what shares of its update gain and keep; the network is left with all of it."""
+    began = time.perf_counter()
+    path = dial.path(math.nan if ended.first_loss is None else ended.first_loss, PATH)
+    chosen = path if floor is None else choose(path, floor)
+    return ended.model_copy(update={"strengths": chosen, "trying_seconds": time.perf_counter() - began})
+
+
 def recipe_of(unit: Unit, recipe: Recipe, rows: int) -> Recipe:
     """The recipe that makes a unit on so many rows: fewer steps keep the whole schedule, rescaled."""
     steps = max(1, round(recipe.train.total_steps(rows) * unit.length))
     evaluations = max(1, math.ceil(recipe.train.evaluations * unit.length))
-    made = unit.arm.recipe(recipe, rate=unit.rate, seed=unit.seed, steps=steps, evaluations=evaluations)
+    made = recipe.with_train(learning_rate=unit.rate, seed=unit.seed, max_steps=steps, evaluations=evaluations)
     schedule = made.train.schedule
     if isinstance(schedule, Step) and unit.length < 1:
         # Fewer cuts fit, so each is deeper: the rate ends where that of the whole training does.
@@ -202,8 +261,8 @@ def _read(path: Path) -> Ended | None:
         return None
 
 
-def train(place: Path, ready: Ready, base: LoadedBase, plan: Plan, *, keeps: bool) -> Ended:
-    """Train what was made ready, going on from what lies there; with `keeps`, the weights stay beside it.
+def train(place: Path, ready: Ready, base: LoadedBase, learnt: Learnt, plan: Plan, *, keeps: bool) -> Ended:
+    """Train what was made ready on what is learnt, going on from what lies there; `keeps` leaves the weights beside it.
 
     Raises:
         InterruptedRunError: After a signal; the same call goes on.
@@ -211,7 +270,7 @@ def train(place: Path, ready: Ready, base: LoadedBase, plan: Plan, *, keeps: boo
     meter, earlier = Meter(), _spent(place)
     try:
         with meter.phase("train"):
-            outcome = _run(place, ready, base, plan)
+            outcome = _run(place, ready, base, learnt, plan)
     except DivergedError as error:
         log.note(f"diverged: {error}")
         outcome = None
@@ -245,10 +304,9 @@ def train(place: Path, ready: Ready, base: LoadedBase, plan: Plan, *, keeps: boo
     return ended
 
 
-def _run(place: Path, ready: Ready, base: LoadedBase, plan: Plan) -> training.Outcome:
+def _run(place: Path, ready: Ready, base: LoadedBase, learnt: Learnt, plan: Plan) -> training.Outcome:
     job, module = ready.job, ready.adapted.module
     recipe = job.recipe
-    held = guarded(job, base.model, module)
     planned = plan.method(recipe.method.kind)
     checkpointing = planned is not None and planned.checkpointing
     with (
@@ -259,7 +317,7 @@ def _run(place: Path, ready: Ready, base: LoadedBase, plan: Plan) -> training.Ou
         return training.run(
             module,
             job.task,
-            held.train,
+            learnt.train,
             recipe.train,
             learning_rate=float(recipe.train.learning_rate),
             adapters=isinstance(recipe.method, LoRAMethod),
@@ -272,7 +330,7 @@ def _run(place: Path, ready: Ready, base: LoadedBase, plan: Plan) -> training.Ou
                 minutes=recipe.export.checkpoint_minutes,
             ),
             keep_start=bool(ready.fitted),
-            pull=held.pull,
+            pull=pull(job, base.model, module),
         )
 
 
@@ -304,7 +362,7 @@ def _remember(place: Path, meter: Meter, earlier: tuple[float, float]) -> None:
 
 def tidy(place: Path) -> None:
     """Remove what a unit went on from, once it is whole."""
-    for name in ("checkpoints", WEIGHTS, TRAINED, SPENT):
+    for name in ("checkpoints", WEIGHTS, START, TRAINED, SPENT):
         files.discard(place / name)
 
 

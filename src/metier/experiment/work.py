@@ -77,7 +77,9 @@ class Work:
     @property
     def spent(self) -> float:
         """Seconds so far, over all calls."""
-        return self._base_seconds() + sum(ended.seconds + ended.measuring_seconds for _, ended in self._made)
+        return self._base_seconds() + sum(
+            ended.seconds + ended.trying_seconds + ended.measuring_seconds for _, ended in self._made
+        )
 
     def base(self) -> LoadedBase:
         """The base, loaded when it is first needed."""
@@ -262,7 +264,9 @@ class Work:
         train |= {name: pace * seconds for name, seconds in foretold.train.items() if name not in train}
         times = [ended.measuring_seconds for unit, ended in self._made if unit.is_measured and not ended.diverged]
         if times:
-            return Prices(train, row=sum(times) / len(times) / self.size.rows)
+            tried = [ended.trying_seconds for _, ended in self._made if ended.strengths]
+            strengths = sum(tried) / len(tried) if tried else 0.0
+            return Prices(train, row=sum(times) / len(times) / self.size.rows, strengths=strengths)
         return replace(foretold, train=train)
 
     def _done(self) -> Done:

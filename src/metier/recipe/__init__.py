@@ -1,6 +1,6 @@
 """Everything a user may say, and nothing else: no torch, no work."""
 
-from metier.recipe.compare import CompareSection, read_method, split_methods
+from metier.recipe.compare import CompareSection, Tuning, read_tuning, split_methods
 from metier.recipe.data import DataSection, ReplaySection
 from metier.recipe.evaluate import EvaluateSection
 from metier.recipe.export import ExportSection
@@ -53,10 +53,11 @@ __all__ = [
     "TaskSection",
     "TextTaskSection",
     "TrainSection",
+    "Tuning",
     "dump",
     "json_schema",
     "load",
     "parse",
-    "read_method",
+    "read_tuning",
     "split_methods",
 ]

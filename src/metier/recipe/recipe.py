@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from metier.recipe.compare import CompareSection
+from metier.recipe.compare import CompareSection, Tuning
 from metier.recipe.data import DataSection
 from metier.recipe.evaluate import EvaluateSection
 from metier.recipe.export import ExportSection
@@ -37,6 +37,16 @@ class Recipe(Section):
     """Which ways to tune `metier compare` sets beside each other."""
     export: ExportSection = ExportSection()
     """Where the result goes."""
+
+    @property
+    def tuning(self) -> Tuning:
+        """The way to tune that the recipe says."""
+        return Tuning(method=self.method, guards=self.guards, replay=self.data.replay)
+
+    def tuned(self, tuning: Tuning) -> Recipe:
+        """The same job with another way to tune."""
+        data = self.data.model_copy(update={"replay": tuning.replay})
+        return self.model_copy(update={"data": data, "method": tuning.method, "guards": tuning.guards})
 
     def with_train(self, **settings: Any) -> Recipe:
         """The same job with other settings of `train`, which are taken as they are: checked already."""

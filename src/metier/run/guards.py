@@ -25,17 +25,15 @@ MOST_MASKED = 0.4
 
 
 @dataclass(frozen=True, slots=True)
-class Guarded:
-    """What trains under the guards of a recipe.
+class Learnt:
+    """What is learnt under the guards of a recipe.
 
     Attributes:
         train: Encoded training rows.
-        pull: Draws weights back to where they began.
         masked: Share of the learnt tokens that are not learnt; None where none was to be left out.
     """
 
     train: Sequence[Any]
-    pull: training.Pull | None = None
     masked: float | None = None
 
     @property
@@ -68,28 +66,39 @@ def check(recipe: Recipe, head: Head) -> None:
         raise RecipeError.of(faults)
 
 
-def guarded(job: Job, model: Model, module: nn.Module) -> Guarded:
-    """What trains, once the base was asked what the guards must know of it.
+def learnt(job: Job, module: nn.Module) -> Learnt:
+    """What is learnt, once the base was asked what the guards must know of the rows.
 
     Args:
         job: Its task is suited to the network.
-        model: The base, of which `module` was made.
-        module: The network, adapted and not yet moved.
+        module: The network; where it has an adapter, the base is the network without it.
 
     Raises:
         RecipeError: If more than `MOST_MASKED` of the learnt tokens would be left out.
     """
     section, train, masked = job.recipe.guards, job.train, None
-    if isinstance(job.task, TokenTask):
-        with adapt.switched_off(module):
-            if section.mask_improbable is not None:
-                found = tasks.surprise(job.task, module, train)
-                masked = _share(found, section.mask_improbable)
-                train = found.masked(section.mask_improbable)
-            if section.kl is not None:
-                train = tasks.taught(job.task, module, train, section.kl)
-    pull = None if section.l2_sp is None else training.Pull(module, section.l2_sp, new=model.new)
-    return Guarded(train, pull, masked)
+    if not isinstance(job.task, TokenTask):
+        return Learnt(train)
+    with adapt.switched_off(module):
+        if section.mask_improbable is not None:
+            found = tasks.surprise(job.task, module, train)
+            masked = _share(found, section.mask_improbable)
+            train = found.masked(section.mask_improbable)
+        if section.kl is not None:
+            train = tasks.taught(job.task, module, train, section.kl)
+    return Learnt(train, masked)
+
+
+def pull(job: Job, model: Model, module: nn.Module) -> training.Pull | None:
+    """What draws weights back to where they are now, if the recipe wants it.
+
+    Args:
+        job: The job.
+        model: The base, of which `module` was made.
+        module: The network, adapted and not yet moved.
+    """
+    strength = job.recipe.guards.l2_sp
+    return None if strength is None else training.Pull(module, strength, new=model.new)
 
 
 def _share(found: tasks.Surprise, perplexity: float) -> float:

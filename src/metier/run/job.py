@@ -114,6 +114,21 @@ class Job(ABC):
         """The same job on some of its training rows, by index into `train`."""
         return replace(self, train=Part(self.train, rows))
 
+    def rehearsing(self) -> Job:
+        """The job with the general rows that its recipe mixes among those that are learnt.
+
+        Raises:
+            RecipeError: If the task has no such rows.
+        """
+        if self.recipe.data.replay is not None:
+            raise nothing_to_rehearse(self.recipe)
+        return self
+
+    @property
+    def keeps(self) -> bool:
+        """Whether something tells what is kept of the general ability, see `keeping`."""
+        return False
+
     def prompted(self, model: Model) -> tuple[Baseline, ...]:  # noqa: ARG002 - for jobs whose base can be asked
         """Cheap alternatives for which the base must answer every test row once more, which comparisons are worth."""
         return ()
@@ -182,6 +197,15 @@ def nothing_kept(recipe: Recipe) -> RecipeError:
         f"nothing tells what a model for {recipe.task.kind} must keep, so no share of it can be promised",
         where="train.retain",
         hint="leave train.retain out; it is for language models and encoders, with evaluate.retention not off",
+    )
+
+
+def nothing_to_rehearse(recipe: Recipe) -> RecipeError:
+    """What a user is told who wants general rows mixed into a task that has none."""
+    return RecipeError(
+        f"general rows cannot be mixed into the task {recipe.task.kind}",
+        where="data.replay",
+        hint="leave it out, or put such rows into data.train yourself",
     )
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, assert_never
 
-from metier.core import RecipeError
 from metier.recipe import CellsTask, ChatTask, ClassifyTask, CompleteTask, OwnTask, Recipe
 from metier.run import guards, text, values
-from metier.run.job import check_machine, doubts, nothing_kept
+from metier.run.job import check_machine, doubts, nothing_kept, nothing_to_rehearse
 
 if TYPE_CHECKING:
     from metier.run.job import Job
@@ -27,11 +26,7 @@ def prepare(recipe: Recipe) -> Job:
 
 def _job(recipe: Recipe) -> Job:
     if recipe.data.replay is not None and isinstance(recipe.task, CellsTask | OwnTask):
-        raise RecipeError(
-            f"general rows cannot be mixed into the task {recipe.task.kind}",
-            where="data.replay",
-            hint="leave it out, or put such rows into data.train yourself",
-        )
+        raise nothing_to_rehearse(recipe)
     if recipe.train.retain is not None and isinstance(recipe.task, CellsTask | OwnTask):
         raise nothing_kept(recipe)
     if isinstance(recipe.task, CellsTask | OwnTask):

@@ -20,10 +20,10 @@ from metier.core.files import cache_root, size_bytes, write_json
 from metier.core.meter import Meter
 from metier.core.version import __version__
 from metier.recipe import LoRAMethod, Recipe, dump
-from metier.run import environment, strength
+from metier.run import environment, guards, strength
 from metier.run.folder import RunFolder, enter, points, settings, write_facts
 from metier.run.foresee import fast, foresee, learning, settle
-from metier.run.guards import Guarded, guarded
+from metier.run.guards import Learnt
 from metier.run.job import Job, choose_device, learning_rate, make_ready, say
 from metier.run.lock import claim
 from metier.run.preparation import prepare
@@ -102,14 +102,14 @@ def _tell_from(setup: Setup, meter: Meter, command: str) -> None:
         # What is dropped in training is known only now.
         task = job.task.suited(adapted.module)
         dial = _dial(setup, adapted, task)
-        held = _guarded(setup, adapted, task)
-        outcome = _train(setup, adapted, task, held, origin, keep_start=bool(fit.said))
+        learnt = _learnt(setup, adapted, task)
+        outcome = _train(setup, adapted, task, learnt, origin, keep_start=bool(fit.said))
         strengths = _keep_floor(setup, dial, outcome)
     with meter.phase("measure after"):
         after = job.measure(setup.model, adapted.module, base=before)
     with meter.phase("save"):
         _save(setup, adapted, fit.tensors)
-    evidence = _evidence(setup, adapted, outcome, before, after, meter, command, fit.alone, strengths, held)
+    evidence = _evidence(setup, adapted, outcome, before, after, meter, command, fit.alone, strengths, learnt)
     _report(setup, evidence)
     _finish(setup, adapted, strengths)
 
@@ -224,11 +224,11 @@ def _adapt(setup: Setup, fitted: Sequence[str]) -> Adapted:
     return replace(made, notes=(*fitted, *made.notes))
 
 
-def _guarded(setup: Setup, adapted: Adapted, task: tasks.Task[Any]) -> Guarded:
-    """What trains under the recipe's guards; the base is asked what they must know of it."""
+def _learnt(setup: Setup, adapted: Adapted, task: tasks.Task[Any]) -> Learnt:
+    """What is learnt under the recipe's guards; the base is asked what they must know of it."""
     if setup.job.recipe.guards.on:
         log.note(f"guards against forgetting: {', '.join(setup.job.recipe.guards.on)}")
-    found = guarded(replace(setup.job, task=task), setup.model, adapted.module)
+    found = guards.learnt(replace(setup.job, task=task), adapted.module)
     for text in found.notes:
         log.note(text)
     return found
@@ -238,7 +238,7 @@ def _train(
     setup: Setup,
     adapted: Adapted,
     task: tasks.Task[Any],
-    held: Guarded,
+    learnt: Learnt,
     origin: training.Origin,
     *,
     keep_start: bool,
@@ -256,7 +256,7 @@ def _train(
         outcome = training.run(
             adapted.module,
             task,
-            held.train,
+            learnt.train,
             job.recipe.train,
             learning_rate=setup.learning_rate,
             adapters=isinstance(job.recipe.method, LoRAMethod),
@@ -270,7 +270,7 @@ def _train(
             ),
             origin=origin,
             keep_start=keep_start,
-            pull=held.pull,
+            pull=guards.pull(job, setup.model, adapted.module),
         )
     log.note(
         f"validation loss {outcome.first_loss:.4f} -> {outcome.best_loss:.4f} at step {outcome.best_step} of "
@@ -287,7 +287,8 @@ def _dial(setup: Setup, adapted: Adapted, task: tasks.Task[Any]) -> Dial | None:
     dial = Dial(
         module=module,
         new=setup.model.new,
-        folder=setup.folder.checkpoints,
+        start=setup.folder.checkpoints / "start.safetensors",
+        end=setup.folder.checkpoints / "end.safetensors",
         validate=partial(tasks.mean_loss, task, module, job.validation),
         kept=job.keeping(setup.model, module),
     )
@@ -300,6 +301,7 @@ def _keep_floor(setup: Setup, dial: Dial | None, outcome: training.Outcome) -> t
     floor = setup.job.recipe.train.retain
     if dial is None or floor is None:
         return ()
+    dial.stop()
     path = strength.choose(dial.path(outcome.first_loss), floor)
     dial.turn(_chosen(path).share)
     log.note(strength.said(path, floor))
@@ -359,7 +361,7 @@ def _evidence(
     command: str,
     alone: Sequence[Baseline],
     strengths: tuple[Strength, ...],
-    held: Guarded,
+    learnt: Learnt,
 ) -> Evidence:
     job, recipe = setup.job, setup.job.recipe
     confidence = recipe.evaluate.confidence
@@ -396,11 +398,11 @@ def _evidence(
         scatters=job.scatters(after),
         floor=recipe.train.retain,
         strengths=strengths,
-        masked=held.masked,
+        masked=learnt.masked,
         notes=(
             *job.notes,
             *adapted.notes,
-            *held.notes,
+            *learnt.notes,
             *before.notes,
             *after.notes,
             *_doubts(outcome),

@@ -29,29 +29,34 @@ class Dial:
     Attributes:
         module: The network, adapted.
         new: Names of parameters that no checkpoint held.
-        folder: Where its weights before and after training are kept, on disk and not in memory.
+        start: Where its weights before training are kept, on disk and not in memory.
+        end: Where those after training are.
         validate: Takes its validation loss as it is.
         kept: Tells what it keeps of its general ability as it is.
     """
 
     module: nn.Module
     new: Collection[str]
-    folder: Path
+    start: Path
+    end: Path
     validate: Callable[[], float]
     kept: Callable[[], float]
 
     def begin(self) -> None:
         """Keep the weights as they are before the first step."""
-        write_tensors(adapt.moving_weights(self.module), self.folder / "start.safetensors")
+        write_tensors(adapt.moving_weights(self.module), self.start)
+
+    def stop(self) -> None:
+        """Keep the weights as they are after the last step."""
+        write_tensors(adapt.moving_weights(self.module), self.end)
 
     def path(self, base_loss: float, shares: Sequence[float] = SHARES) -> tuple[Strength, ...]:
-        """Every share of the update, measured; the network is left with the last of them.
+        """Every share of the update, measured, once both ends are kept; the network is left with the last of them.
 
         Args:
             base_loss: Validation loss before the first step.
             shares: To be tried, in this order.
         """
-        write_tensors(adapt.moving_weights(self.module), self.folder / "end.safetensors")
         found = []
         with log.progress("strengths", len(shares)) as show:
             for number, share in enumerate(shares, 1):
@@ -62,11 +67,11 @@ class Dial:
         return tuple(found)
 
     def turn(self, share: float) -> None:
-        """Use so much of the update; `path` has been walked."""
+        """Use so much of the update; both ends are kept."""
         from safetensors import safe_open
 
         opened = partial(safe_open, framework="pt")
-        with opened(self.folder / "start.safetensors") as start, opened(self.folder / "end.safetensors") as end:
+        with opened(self.start) as start, opened(self.end) as end:
             adapt.set_strength(self.module, share, start=start.get_tensor, end=end.get_tensor, new=self.new)
 
 

@@ -92,11 +92,25 @@ class TextJob(Job):
             train=self.splits.train,
         )
 
+    def rehearsing(self) -> TextJob:
+        """The job with the general rows that its recipe mixes among those that are learnt."""
+        languages = {item.language for item in self.pack} or {"en", "zh"}
+        train, notes = mixed(self.task, self.recipe, self.splits, self.train, languages)
+        return replace(self, train=train, notes=(*self.notes, *notes))
+
+    @property
+    def keeps(self) -> bool:
+        """Whether networks of this kind retain something, and there are texts to tell it by."""
+        return self.task.retains != "none" and bool(self._choosing())
+
     def keeping(self, model: Model, module: nn.Module) -> Callable[[], float]:
         """By the loss on general texts, or by the likeness of embeddings; on texts that report nothing."""
+        return evaluation.keeping(self.task, module, models.tokenizer_of(model), self._choosing())
+
+    def _choosing(self) -> list[Item]:
+        """Texts that report nothing, in the languages of the pack."""
         languages = {item.language for item in self.pack}
-        texts = [item for item in evaluation.general_items("choosing", languages) if item.kind == "text"]
-        return evaluation.keeping(self.task, module, models.tokenizer_of(model), texts)
+        return [item for item in evaluation.general_items("choosing", languages) if item.kind == "text"]
 
     def primary(self, after: Measured) -> str:
         """The first of the task's metrics that could be measured, else the loss."""
@@ -175,15 +189,11 @@ def prepare(recipe: Recipe, section: TextTaskSection) -> TextJob:
     )
     test = measured_rows(splits.test, recipe.evaluate.rows, recipe.data.seed)
     unjudged = evaluation.unjudged(task, test, recipe.evaluate)
-    if recipe.train.retain is not None and (task.retains == "none" or not pack):
-        raise nothing_kept(recipe)
     train, validation = _encode(task, splits)
     notes = [*splits.notes, *_dropped(splits, train, recipe), *_unknown(train, tokenizer), *unjudged]
     if head == "seq2seq" and recipe.evaluate.retention != "off":
         notes.append("retention is not measured for encoder-decoder models")
-    train, replayed = mixed(task, recipe, splits, train, {item.language for item in pack} or {"en", "zh"})
-    notes += replayed
-    return TextJob(
+    job = TextJob(
         recipe=recipe,
         shape=shape,
         head=head,
@@ -196,6 +206,9 @@ def prepare(recipe: Recipe, section: TextTaskSection) -> TextJob:
         pack=pack,
         notes=tuple(notes),
     )
+    if recipe.train.retain is not None and not job.keeps:
+        raise nothing_kept(recipe)
+    return job.rehearsing()
 
 
 def class_labels(recipe: Recipe, splits: Splits) -> tuple[str, ...]:

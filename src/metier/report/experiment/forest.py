@@ -134,7 +134,7 @@ def guards(view: View) -> Guards | None:
                         line.without,
                         line.with_it,
                         f"{line.change} ({line.interval})",
-                        view.voice.say(f"pair_{line.verdict}"),
+                        view.voice.say(f"guard_{line.verdict}"),
                     ),
                 )
                 for line in lines
@@ -226,7 +226,7 @@ def needed(view: View, pair: Pair) -> str:
 
 def _guarded(view: View, guard: Guard, scale: charts.Scale) -> Guarded:
     voice = view.voice
-    title = visible(GUARDS_ZH.get(guard.name, guard.title) if voice.language == "zh" else guard.title)
+    title = visible(_in_chinese(guard) if voice.language == "zh" else guard.title)
     without, with_it = voice.amount(guard.kept_without, "share"), voice.amount(guard.kept, "share")
     found = guard.difference
     change = voice.change(found.value, "share")
@@ -244,6 +244,14 @@ def _guarded(view: View, guard: Guard, scale: charts.Scale) -> Guarded:
         interval=interval,
         verdict=guard.verdict,
     )
+
+
+def _in_chinese(guard: Guard) -> str:
+    names = guard.name.split("+")
+    if any(name not in GUARDS_ZH for name in names):
+        return guard.title
+    strong = {name: f" {number:g}" for name, number in guard.strengths.items()}
+    return "；".join(f"{GUARDS_ZH[name]}{strong.get(name, '')}" for name in names)
 
 
 def _p(value: float) -> str:
