@@ -226,7 +226,8 @@ GUARDS = (
     Guard(
         arm="full",
         name="replay",
-        title="Replay, 5 %",
+        title="replay, 0.05",
+        strengths={"replay": 0.05},
         figures={"accuracy": 0.859},
         kept=0.989,
         kept_without=0.974,
@@ -236,7 +237,8 @@ GUARDS = (
     Guard(
         arm="lora",
         name="replay",
-        title="Replay, 5 %",
+        title="replay, 0.05",
+        strengths={"replay": 0.05},
         figures={"accuracy": 0.858},
         kept=0.993,
         kept_without=0.992,
@@ -246,7 +248,8 @@ GUARDS = (
     Guard(
         arm="full",
         name="kl",
-        title="KL to the base",
+        title="KL to the base, 0.1",
+        strengths={"kl": 0.1},
         figures={"accuracy": 0.852},
         kept=0.981,
         kept_without=0.977,

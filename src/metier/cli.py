@@ -151,7 +151,8 @@ def compare(
     job: JobFile,
     overrides: Overrides = None,
     methods: Annotated[
-        str | None, typer.Option("--methods", "-m", help="Such as lora,full,freeze,lora:rank=8; else the recipe's.")
+        str | None,
+        typer.Option("--methods", "-m", help="Such as lora,full,freeze,lora:rank=8,lora+kl=0.1; else the recipe's."),
     ] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", "-s", help="Whole trainings of each method.")] = None,
     budget: Annotated[

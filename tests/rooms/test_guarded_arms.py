@@ -117,7 +117,7 @@ class TestWords:
         ("word", "said"),
         [
             ("lora+kl", "no guard 'kl'"),
-            ("lora+masks=2", "did you mean mask_improbable"),
+            ("lora+mask_improbably=2", "did you mean mask_improbable"),
             ("lora+kl=-1", "greater than 0"),
             ("lora+replay=2", "share"),
             ("lorra+kl=1", "did you mean lora"),

@@ -16,7 +16,7 @@ import metier
 from metier import adapt, evaluation, models, run, tasks, training
 from metier.core import Loss, RecipeError
 from metier.recipe import LoRAMethod, ModelSection, parse
-from metier.run.guards import guarded
+from metier.run.guards import learnt
 
 ROWS = [
     {
@@ -173,7 +173,7 @@ class TestDivergence:
     def test_goes_with_masking(self, place):
         prepared = run.prepare(parse(job(place, guards={"kl": 0.5, "mask_improbable": 5000.0})))
         model = prepared.load()
-        found = guarded(prepared, model, model.module)
+        found = learnt(prepared, model.module)
         assert found.masked is not None
         for row in found.train[:5]:
             assert len(row.teacher.token_NK) == int(row.learnt.sum())

@@ -200,7 +200,7 @@ class Guard(Value):
     """Key, such as "replay"; several are joined by a plus sign."""
     title: str
     """What a reader calls it, with its strength."""
-    strengths: dict[str, float] = {}
+    strengths: dict[str, float]
     """How strong it was set, by key."""
     figures: dict[str, float]
     """Every measure, mean over seeds."""
