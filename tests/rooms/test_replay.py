@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ import tiny
 import torch
 
 import metier
-from metier import evaluation, models
+from metier import adapt, evaluation, models, run
 from metier.core import DataError, RecipeError
-from metier.recipe import ModelSection
+from metier.recipe import LoRAMethod, ModelSection, parse
 from metier.run import replay
+from metier.run.guards import learnt
 
 
 def chat(question, answer) -> dict:
@@ -97,6 +99,48 @@ def test_shipped_texts_are_refused_where_they_teach_nothing(place, model, train,
         metier.check(job(place, model=model, train=train, task=task, test=test, data={"replay": {}}))
 
 
+def test_the_base_answers_and_its_answers_are_what_is_practised(place):
+    tree = job(place, data={"replay": {"rows": "base", "share": 0.4}})
+    prepared = run.prepare(parse(tree))
+    model = prepared.load()
+    rows = learnt(replace(prepared, task=prepared.task.suited(model.module)), model.module).train
+    general = rows[len(prepared.splits.train) :]
+    assert {row.where for row in general} == {
+        item.where for item in evaluation.general_items("replay", ["en"]) if item.kind == "reply"
+    }
+    end = model.tokenizer.eos_token_id
+    for row in {row.where: row for row in general}.values():
+        # Every answered token is the likeliest one, by transformers' own scores.
+        with torch.no_grad():
+            likeliest = model.module(input_ids=row.ids[None]).logits[0].argmax(dim=-1)
+        places = row.learnt.nonzero()[:, 0]
+        assert torch.equal(row.ids[places], likeliest[places - 1])
+        assert len(places) == 96 or row.ids[places[-1]] == end
+        assert places.tolist() == list(range(int(places[0]), len(row.ids)))
+    found = metier.train(tree).evidence
+    assert any("(base)" in note for note in found.notes)
+
+
+def test_the_base_is_asked_without_the_adapter_and_once(place):
+    prepared = run.prepare(parse(job(place, data={"replay": {"rows": "base", "share": 0.4}})))
+    model = prepared.load()
+    wanted = learnt(prepared, model.module).train.general
+    adapted = adapt.adapt(model.module, LoRAMethod(rank=4), head="causal").module
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    found = learnt(prepared, adapted).train.general
+    assert all(torch.equal(one.ids, two.ids) for one, two in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize(("model", "train", "task"), [("t5", "train", "chat"), ("bert", "class", "classify")])
+def test_what_cannot_answer_is_not_asked(place, model, train, task):
+    test = 0.1 if train == "class" else "test.jsonl"
+    with pytest.raises(RecipeError, match="only a causal model with a chat template answers"):
+        metier.check(job(place, model=model, train=train, task=task, test=test, data={"replay": {"rows": "base"}}))
+
+
 def test_what_is_practised_is_kept_better(place):
     # A network that knows nothing has nothing to lose, so it first learns which letters are common in general text.
     model = models.load(ModelSection(base=str(place / "llama")), head="causal")
@@ -111,10 +155,10 @@ def test_what_is_practised_is_kept_better(place):
     rises = []
     for share in (None, 0.5):
         data = None if share is None else {"replay": {"share": share}}
-        run = metier.train(job(place, model="taught", name=f"share-{share}", data=data))
-        text = next(m for m in run.evidence.measures if m.name == "text_en")
+        found = metier.train(job(place, model="taught", name=f"share-{share}", data=data)).evidence
+        text = next(m for m in found.measures if m.name == "text_en")
         rises.append(text.change.value)
-        assert any("replay" in note for note in run.evidence.notes) == (share is not None)
+        assert any("replay" in note for note in found.notes) == (share is not None)
     assert rises[0] > 0.05
     assert rises[1] < 0.7 * rises[0]
 

@@ -5,7 +5,7 @@ from metier.evaluation.front import front_moved
 from metier.evaluation.measured import Measured
 from metier.evaluation.metrics import METRICS, check_schema
 from metier.evaluation.pack import Item, general_items, read_pack
-from metier.evaluation.retention import keeping, kept, token_rows
+from metier.evaluation.retention import answered, keeping, kept, token_rows
 from metier.evaluation.suite import (
     compare,
     judged,
@@ -21,6 +21,7 @@ __all__ = [
     "Item",
     "Measured",
     "adjusted",
+    "answered",
     "check_schema",
     "compare",
     "front_moved",

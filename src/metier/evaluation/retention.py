@@ -21,7 +21,7 @@ from metier import models
 from metier.adapt import wrapped_base
 from metier.core.log import progress
 from metier.evaluation.measured import Measured, Rows
-from metier.tasks import causal, score, to_device
+from metier.tasks import Answering, causal, generation, score, to_device
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from metier.tasks import TextTask
 
 LANGUAGES = {"en": "English", "zh": "Chinese"}
+ANSWER_TOKENS = 96
+"""Longest answer of the base that is replayed; the shipped ones are about as long."""
 KL_PROMPTS = 24
 """Prompts on which the distance from the base is taken."""
 KL_TOKENS = 16
@@ -51,11 +53,33 @@ def reply_rows(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> lis
     """General requests and their answers in the model's chat template; the answer is scored."""
     rows = []
     for item in items:
-        turns: Any = [{"role": "user", "content": item.keys["prompt"]}]
-        opening = models.render_chat(tokenizer, turns, opening=True)
-        prompt = causal.token_ids(tokenizer, opening)
+        prompt = opened(item, tokenizer)
         ids = [*prompt, *causal.token_ids(tokenizer, item.keys["text"])]
         rows.append(causal.token_row(item.where, ids, learnt_from=len(prompt)))
+    return rows
+
+
+def opened(item: Item, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """A general request in the model's chat template, up to where the reply begins."""
+    turns: Any = [{"role": "user", "content": item.keys["prompt"]}]
+    return causal.token_ids(tokenizer, models.render_chat(tokenizer, turns, opening=True))
+
+
+def answered(items: Sequence[Item], model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[causal.TokenRow]:
+    """General requests with the answers that the model gives them now, and the end of each where it comes to one.
+
+    The answer is as the model has it, token by token, so that it is as probable to the model as text can be.
+    """
+    prompts = [opened(item, tokenizer) for item in items]
+    stops = generation.stop_ids(model, tokenizer)
+    how = Answering(max_new_tokens=ANSWER_TOKENS)
+    given = generation.greedy(model, tokenizer, [torch.tensor(p) for p in prompts], how, stops=stops)
+    rows = []
+    for item, prompt, answer in zip(items, prompts, given, strict=True):
+        end = (
+            [int(tokenizer.eos_token_id)] if len(answer) < ANSWER_TOKENS and tokenizer.eos_token_id is not None else []
+        )
+        rows.append(causal.token_row(item.where, [*prompt, *answer, *end], learnt_from=len(prompt)))
     return rows
 
 

@@ -114,6 +114,12 @@ def _checked(recipes: Sequence[Recipe], names: Sequence[str]) -> tuple[TextJob, 
                 where=name,
                 hint="for classes take such a model with task.way=words",
             )
+        if recipe.data.replay is not None and recipe.data.replay.rows == "base":
+            raise RecipeError(
+                "answers of the base are made for one task, and joint training has all of them",
+                where=f"{name}: data.replay.rows",
+                hint="take neutral, or name a file",
+            )
         checks.check(job)
         # What is kept of general ability is the business of each comparison alone.
         jobs.append(replace(job, pack=()))

@@ -25,7 +25,7 @@ class ReplaySection(Section):
     """General rows mixed among the training rows, against forgetting."""
 
     rows: str = Field(default="neutral", min_length=1)
-    """"neutral" (texts and replies that come with metier, in the languages of `evaluate.retention`; none of them is measured), or a file of rows in the form of your own."""
+    """"neutral" (texts and replies that come with metier, in the languages of `evaluate.retention`; none of them is measured), "base" (requests that come with metier, with the answers that the base itself gives; for chat models), or a file of rows in the form of your own. Source for "base": arXiv:2510.18874 (what is learnt from a model's own answers makes it forget less)."""
     share: Share = 0.05
     """Of the rows of a pass; the training rows all stay, so that a pass has more steps."""
 

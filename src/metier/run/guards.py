@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from metier import adapt, tasks, training
 from metier.core import Fault, RecipeError
 from metier.recipe import LoRAMethod
+from metier.run.replay import answered
 from metier.tasks.causal import TokenTask
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def learnt(job: Job, module: nn.Module) -> Learnt:
     if not isinstance(job.task, TokenTask):
         return Learnt(train)
     with adapt.switched_off(module):
+        train = answered(train, module, job.task.tokenizer)
         if section.mask_improbable is not None:
             found = tasks.surprise(job.task, module, train)
             masked = _share(found, section.mask_improbable)

@@ -5,7 +5,7 @@ Source: Scialom et al. 2022, arXiv:2205.12393 (rehearsal of a small share of ear
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from numpy.typing import NDArray
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
 
     from metier.data.records import Splits
+    from metier.evaluation import Item
     from metier.recipe import Recipe, ReplaySection
     from metier.tasks import Task
 
@@ -36,11 +39,14 @@ class Mixed(Made[Any]):
         rows: Encoded rows that are learnt.
         general: Encoded general rows.
         drawn: Places in `general`, one for each general row of a pass.
+        requests: What `general` asks, where the base is still to answer it; the shipped answers then stand in for their
+            length.
     """
 
     rows: Sequence[Any]
     general: Sequence[Any]
     drawn: NDArray[np.int64]
+    requests: Sequence[Item] = ()
 
     def __len__(self) -> int:
         """Rows of a pass."""
@@ -71,13 +77,31 @@ def mixed(
     section = recipe.data.replay
     if section is None:
         return rows, []
-    general, dropped = _shipped(task, languages) if section.rows == "neutral" else _of_file(task, recipe, splits)
+    requests: Sequence[Item] = ()
+    dropped = 0
+    match section.rows:
+        case "neutral":
+            general = _shipped(task, languages)
+        case "base":
+            requests, general = _requests(task, languages)
+        case _:
+            general, dropped = _of_file(task, recipe, splits)
     drawn = draw(len(rows), len(general), section.share, recipe.data.seed)
     told = f"{len(drawn)} of the {len(rows) + len(drawn)} rows of a pass are general ones, drawn from {len(general)}"
     notes = [f"replay: {told} ({section.rows})"]
     if dropped:
         notes.append(f"replay: {dropped} general rows are like a test or validation row and were left out")
-    return Mixed(rows, general, drawn), notes
+    return Mixed(rows, general, drawn, requests), notes
+
+
+def answered(rows: Sequence[Any], base: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Sequence[Any]:
+    """The rows, once the base has answered the requests among them that are still open.
+
+    Source: Chen et al. 2025, arXiv:2510.18874 (data of the model itself makes it forget less).
+    """
+    if not isinstance(rows, Mixed) or not rows.requests:
+        return rows
+    return replace(rows, general=evaluation.answered(rows.requests, base, tokenizer), requests=())
 
 
 def draw(rows: int, general: int, share: float, seed: int) -> NDArray[np.int64]:
@@ -87,15 +111,26 @@ def draw(rows: int, general: int, share: float, seed: int) -> NDArray[np.int64]:
     return np.concatenate([chance.permutation(general) for _ in range(-(-count // general))])[:count]
 
 
-def _shipped(task: Task[Any], languages: Collection[str]) -> tuple[Sequence[Any], int]:
+def _shipped(task: Task[Any], languages: Collection[str]) -> Sequence[Any]:
     if not isinstance(task, causal.TokenTask):
         raise RecipeError(
             "the shipped texts have no target that this task could learn",
             where="data.replay.rows: neutral",
             hint="name a file of general rows in the form of your own",
         )
-    items = evaluation.general_items("replay", languages)
-    return evaluation.token_rows(items, task.tokenizer), 0
+    return evaluation.token_rows(evaluation.general_items("replay", languages), task.tokenizer)
+
+
+def _requests(task: Task[Any], languages: Collection[str]) -> tuple[Sequence[Item], Sequence[Any]]:
+    """Shipped requests that the base is to answer, and the shipped answers as rows."""
+    if not isinstance(task, causal.TokenTask) or not task.tokenizer.chat_template:
+        raise RecipeError(
+            "only a causal model with a chat template answers requests",
+            where="data.replay.rows: base",
+            hint="take neutral, or name a file of general rows in the form of your own",
+        )
+    items = [item for item in evaluation.general_items("replay", languages) if item.kind == "reply"]
+    return items, evaluation.token_rows(items, task.tokenizer)
 
 
 def _of_file(task: Task[Any], recipe: Recipe, splits: Splits) -> tuple[Sequence[Any], int]:
