@@ -305,7 +305,7 @@ def test_the_base_is_the_base_again_after_every_arm_and_heads_follow_the_seed(pl
     heads = {}
     for seed in (0, 1):
         for arm in arms_of(recipe):
-            made = arm.recipe(recipe, rate=0.1, seed=seed, steps=2, evaluations=1)
+            made = recipe.tuned(arm.tuning).with_train(learning_rate=0.1, seed=seed, max_steps=2, evaluations=1)
             with base.ready(run.prepare(made)) as ready:
                 named = dict(ready.adapted.module.named_parameters())
                 head = next(

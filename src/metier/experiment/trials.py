@@ -241,7 +241,7 @@ def _tried(dial: Dial, ended: Ended, floor: float | None) -> Ended:
 
 
 def recipe_of(unit: Unit, recipe: Recipe, rows: int) -> Recipe:
-    """The recipe that makes a unit on so many rows: fewer steps keep the whole schedule, rescaled."""
+    """The recipe of an arm made that of a unit on so many rows: fewer steps keep the whole schedule, rescaled."""
     steps = max(1, round(recipe.train.total_steps(rows) * unit.length))
     evaluations = max(1, math.ceil(recipe.train.evaluations * unit.length))
     made = recipe.with_train(learning_rate=unit.rate, seed=unit.seed, max_steps=steps, evaluations=evaluations)
