@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
@@ -31,20 +32,19 @@ Kind = TypeVar("Kind", bound=Section)
 Percent = Annotated[float, Field(gt=0, le=100)]
 
 
-class Tuning(Section):
-    """One way to tune: what moves, and what holds it back from forgetting."""
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """One way to tune.
+
+    Attributes:
+        method: What moves.
+        guards: What holds it back from forgetting while it trains.
+        replay: General rows that are practised beside the training rows; None where there are none.
+    """
 
     method: MethodSection
-    """What moves."""
-    guards: GuardsSection = GuardsSection()
-    """What holds it back while it trains."""
+    guards: GuardsSection = field(default_factory=GuardsSection)
     replay: ReplaySection | None = None
-    """General rows that are practised beside the training rows."""
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether nothing holds it back."""
-        return not self.guards.on and self.replay is None
 
 
 def read_tuning(word: str, usual: Tuning) -> Tuning:
