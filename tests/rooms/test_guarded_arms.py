@@ -13,8 +13,9 @@ from metier import evaluation, experiment, models
 from metier.core import RecipeError
 from metier.core.evidence import Strength
 from metier.evaluation.front import at_matched_gain, front_moved, kept_at
-from metier.experiment import trials
+from metier.experiment import budget, trials
 from metier.experiment.arms import arms_of
+from metier.experiment.budget import Done, Prices, Size
 from metier.recipe import FullMethod, LoRAMethod, ModelSection, Tuning, parse, read_tuning, split_methods
 
 TEAMS = ("billing", "delivery", "returns")
@@ -263,3 +264,14 @@ class TestExperiment:
         ).comparison
         for cell in comparison.arms[0].cells:
             assert sum(s.chosen for s in cell.strengths) == 1
+
+
+def test_trying_strengths_has_its_price_in_the_plan(place):
+    with_it, without = (
+        experiment.plan(parse(job(place, "x", METHODS, compare={"strengths": wanted}))).seconds
+        for wanted in (True, False)
+    )
+    assert with_it > without
+    size = Size(arms=("lora", "full"), trials=5, seeds=3, shares=(0.5,), rows=100)
+    left = [budget.seconds_left(size, Prices({"lora": 60.0, "full": 60.0}, strengths=s), Done()) for s in (0.0, 7.0)]
+    assert left[1] - left[0] == pytest.approx(2 * 3 * 7.0)
