@@ -181,8 +181,8 @@ class Trials:
                 training.checkpoint.load_weights(ready.adapted.module, place / WEIGHTS)
             else:
                 ended = train(place, ready, base, learnt, self._plans[unit.arm.name], keeps=unit.is_measured)
-            if dial is not None and not ended.diverged:
-                ended = _tried(dial, ended, job.recipe.train.retain)
+            if dial is not None and ended.first_loss is not None:
+                ended = _tried(dial, ended, ended.first_loss, job.recipe.train.retain)
             if unit.is_measured and not ended.diverged:
                 ended = self._measure(place, ready, base, ended)
         said = (*job.notes[len(self._parts[unit.share].notes) :], *learnt.notes)
@@ -232,10 +232,10 @@ class Trials:
         return ended.model_copy(update={"measuring_seconds": time.perf_counter() - began})
 
 
-def _tried(dial: Dial, ended: Ended, floor: float | None) -> Ended:
+def _tried(dial: Dial, ended: Ended, base_loss: float, floor: float | None) -> Ended:
     """The unit with what shares of its update gain and keep; the network is left with all of it."""
     began = time.perf_counter()
-    path = dial.path(math.nan if ended.first_loss is None else ended.first_loss, PATH)
+    path = dial.path(base_loss, PATH)
     chosen = path if floor is None else choose(path, floor)
     return ended.model_copy(update={"strengths": chosen, "trying_seconds": time.perf_counter() - began})
 
