@@ -200,7 +200,9 @@ class Bench:
     ) -> Running:
         """Begin `metier train` on the job in a process of its own."""
         self.job.parent.mkdir(parents=True, exist_ok=True)
-        self.job.write_text(dump(cases.recipe(self.lab.root, self.name, self.folder, **self.sections)))
+        recipe = dump(cases.recipe(self.lab.root, self.name, self.folder, **self.sections))
+        if not self.job.exists() or self.job.read_text() != recipe:  # another process may be reading it
+            self.job.write_text(recipe)
         # Several may work here at once, and each says its own.
         self.lab.numbers += 1
         log = self.folder.with_name(f"{self.folder.name}-{self.lab.numbers}.log")

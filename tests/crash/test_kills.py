@@ -10,7 +10,7 @@ import cases
 import pytest
 from lab import Bench, aimed
 
-SEQUENCES = 5
+SEQUENCES = 7
 """Runs of each job that are killed, in the whole suite."""
 KILLS = 4
 """Most kills of one run."""

@@ -13,27 +13,17 @@ import os
 import pickle
 import re
 import shutil
-import signal
-import sys
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import tiny
 
-from metier import api, cli
-from metier.core.log import set_quiet
+from metier import api
 
 MODELS = ("llama", "gpt2", "bert", "t5")
 LINES = {"chat": "talks", "complete": "texts", "classify": "classes"}
 MOST_LINES = 30
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
 
 
 def rows(kind):
@@ -73,23 +63,6 @@ def models(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METIER_CACHE", str(root / "cache"))
         yield root
-
-
-@pytest.fixture
-def metier(monkeypatch, capfd):
-    """The command line in this process."""
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def call(*words) -> Done:
-        monkeypatch.setattr(sys, "argv", ["metier", *map(str, words)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return Done(int(ended.value.code or 0), *capfd.readouterr())
-
-    yield call
-    signal.signal(signal.SIGTERM, handler)
-    set_quiet(quiet=False)
 
 
 @pytest.fixture
