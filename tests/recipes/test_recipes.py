@@ -20,6 +20,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 CELLS = sorted((ROOT / "recipes" / "cells").glob("*.yaml"))
 JOBS = sorted((ROOT / "docs" / "evidence" / "jobs").glob("*.yaml"))
 TEAMS = ("billing", "delivery", "returns")
+URGENCIES = ("low", "normal", "high")
 TINY_MIDDLE = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
@@ -55,7 +56,8 @@ def rows(recipe: Recipe) -> list[dict]:
             for i in range(36)
         ]
     if isinstance(recipe.task, ChatTask):
-        return [{"prompt": text, "completion": json.dumps({"team": team})} for text, team in told]
+        replies = [{"intent": "track_order", "team": "shipping", "urgency": urgency} for urgency in URGENCIES]
+        return [{"prompt": text, "completion": json.dumps(replies[i % 3])} for i, (text, _) in enumerate(told)]
     return [{"text": f"{text}. It went to {team}, as number {i} did. " * 3} for i, (text, team) in enumerate(told)]
 
 

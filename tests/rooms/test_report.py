@@ -708,7 +708,7 @@ def test_no_text_is_unused():
     )
     built = {
         *(f"stage_{stage}" for stage in rates.SHAPES),
-        *(f"pair_{verdict}" for verdict in forest.STYLES),
+        *(f"{what}_{verdict}" for what in ("pair", "guard") for verdict in forest.STYLES),
         *examples.GROUPS,
         *(f"{name}_note" for name in examples.GROUPS),
         *answers.GROUPS,
