@@ -62,6 +62,24 @@ def make(name: str, folder: Path) -> Path:
     return folder
 
 
+def teach(folder: Path, to: Path | None = None) -> None:
+    """A network that knows nothing has nothing to lose: let it learn which letters are common in general text."""
+    import torch
+
+    from metier import evaluation, models
+    from metier.recipe import ModelSection
+
+    model = models.load(ModelSection(base=str(folder)), head="causal")
+    texts = [item.keys["text"] for item in evaluation.general_items("choosing", ["en"])]
+    ids = torch.stack([model.tokenizer(text, return_tensors="pt").input_ids[0, :96] for text in texts])
+    optimizer = torch.optim.AdamW(model.module.parameters(), lr=1e-2)
+    for _ in range(40):
+        optimizer.zero_grad()
+        model.module(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    models.save(model, to or folder)
+
+
 def _build(name: str, tokenizer: Any) -> Any:
     import transformers as t
 

@@ -6,17 +6,16 @@ import json
 
 import pytest
 import tiny
-import torch
 
 import metier
-from metier import evaluation, experiment, models
+from metier import experiment
 from metier.core import RecipeError
 from metier.core.evidence import Strength
 from metier.evaluation.front import at_matched_gain, front_moved, kept_at
 from metier.experiment import budget, trials
 from metier.experiment.arms import arms_of
 from metier.experiment.budget import Done, Prices, Size
-from metier.recipe import FullMethod, LoRAMethod, ModelSection, Tuning, parse, read_tuning, split_methods
+from metier.recipe import FullMethod, LoRAMethod, Tuning, parse, read_tuning, split_methods
 
 TEAMS = ("billing", "delivery", "returns")
 ROWS = [
@@ -34,15 +33,7 @@ def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("arms")
     for name in ("llama", "bert"):
         tiny.make(name, root / name)
-    model = models.load(ModelSection(base=str(root / "llama")), head="causal")
-    texts = [item.keys["text"] for item in evaluation.general_items("choosing", ["en"])]
-    ids = torch.stack([model.tokenizer(text, return_tensors="pt").input_ids[0, :96] for text in texts])
-    optimizer = torch.optim.AdamW(model.module.parameters(), lr=1e-2)
-    for _ in range(40):
-        optimizer.zero_grad()
-        model.module(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-    models.save(model, root / "llama")
+    tiny.teach(root / "llama")
     write(root / "rows.jsonl", ROWS)
     write(root / "class.jsonl", [{"text": row["prompt"], "label": TEAMS[i % 3]} for i, row in enumerate(ROWS)])
     with pytest.MonkeyPatch.context() as patch:

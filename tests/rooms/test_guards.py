@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import metier
-from metier import adapt, evaluation, models, run, tasks, training
+from metier import adapt, models, run, tasks, training
 from metier.core import Loss, RecipeError
 from metier.recipe import LoRAMethod, ModelSection, parse
 from metier.run.guards import learnt
@@ -36,7 +36,7 @@ def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("guards")
     for name in ("llama", "bert", "t5"):
         tiny.make(name, root / name)
-    teach(root / "llama")
+    tiny.teach(root / "llama")
     write(root / "chat.jsonl", ROWS)
     write(root / "class.jsonl", [{"text": f"message {i} came late", "label": "abc"[i % 3]} for i in range(48)])
     return root
@@ -44,19 +44,6 @@ def place(tmp_path_factory):
 
 def write(path, rows) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-
-
-def teach(folder) -> None:
-    """A network that knows nothing has nothing to lose: let it learn which letters are common in general text."""
-    model = models.load(ModelSection(base=str(folder)), head="causal")
-    texts = [item.keys["text"] for item in evaluation.general_items("choosing", ["en"])]
-    ids = torch.stack([model.tokenizer(text, return_tensors="pt").input_ids[0, :96] for text in texts])
-    optimizer = torch.optim.AdamW(model.module.parameters(), lr=1e-2)
-    for _ in range(40):
-        optimizer.zero_grad()
-        model.module(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-    models.save(model, folder)
 
 
 def job(place, name="llama", data="chat", task="chat", method="full", guards=None, **training_) -> dict:

@@ -12,9 +12,9 @@ import tiny
 import torch
 
 import metier
-from metier import adapt, evaluation, models, run
+from metier import adapt, evaluation, run
 from metier.core import DataError, RecipeError
-from metier.recipe import LoRAMethod, ModelSection, parse
+from metier.recipe import LoRAMethod, parse
 from metier.run import replay
 from metier.run.guards import learnt
 
@@ -143,15 +143,7 @@ def test_what_cannot_answer_is_not_asked(place, model, train, task):
 
 def test_what_is_practised_is_kept_better(place):
     # A network that knows nothing has nothing to lose, so it first learns which letters are common in general text.
-    model = models.load(ModelSection(base=str(place / "llama")), head="causal")
-    texts = [item.keys["text"] for item in evaluation.general_items("choosing", ["en"])]
-    ids = torch.stack([model.tokenizer(text, return_tensors="pt").input_ids[0, :96] for text in texts])
-    optimizer = torch.optim.AdamW(model.module.parameters(), lr=1e-2)
-    for _ in range(40):
-        optimizer.zero_grad()
-        model.module(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-    models.save(model, place / "taught")
+    tiny.teach(place / "llama", to=place / "taught")
     rises = []
     for share in (None, 0.5):
         data = None if share is None else {"replay": {"share": share}}

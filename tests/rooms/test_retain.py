@@ -37,26 +37,13 @@ def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("retain")
     for name in ("llama", "bert", "t5"):
         tiny.make(name, root / name)
-    teach(root / "llama")
+    tiny.teach(root / "llama")
     for name, rows in (
         ("chat", ROWS),
         ("class", [{"text": f"message {i} came late", "label": "abc"[i % 3]} for i in range(48)]),
     ):
         (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return root
-
-
-def teach(folder) -> None:
-    """A network that knows nothing has nothing to lose: let it learn which letters are common in general text."""
-    model = models.load(ModelSection(base=str(folder)), head="causal")
-    texts = [item.keys["text"] for item in evaluation.general_items("choosing", ["en"])]
-    ids = torch.stack([model.tokenizer(text, return_tensors="pt").input_ids[0, :96] for text in texts])
-    optimizer = torch.optim.AdamW(model.module.parameters(), lr=1e-2)
-    for _ in range(40):
-        optimizer.zero_grad()
-        model.module(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-    models.save(model, folder)
 
 
 def job(place, name, data, task, method, **sections) -> dict:

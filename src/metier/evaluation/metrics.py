@@ -134,7 +134,11 @@ def _has_schema(_: Sequence[Answered], section: EvaluateSection) -> bool:
 
 
 def _has_tests(rows: Sequence[Answered], section: EvaluateSection) -> bool:
-    return section.run_tests and any("test" in row.extras or "tests" in row.extras for row in rows)
+    return section.run_tests and any(map(_brings_tests, rows))
+
+
+def _brings_tests(row: Answered) -> bool:
+    return "test" in row.extras or "tests" in row.extras
 
 
 METRICS: Mapping[str, Metric] = {
@@ -250,7 +254,7 @@ def check_asked(metrics: Sequence[str], rows: Sequence[Answered], section: Evalu
         ),
         (
             section.run_tests and "tests_passed",
-            lambda row: "test" in row.extras or "tests" in row.extras,
+            _brings_tests,
             "evaluate.run_tests",
             f"none of {len(rows)} test rows has a column test or tests",
             "have a column test or tests; no answer can pass where it is missing",

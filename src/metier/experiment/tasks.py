@@ -367,12 +367,12 @@ class _Scene:
 
     def scores(self, states: Sequence[State]) -> tuple[Estimate, ...]:
         """One state, with every seed, on every task."""
-        return tuple(
-            evaluation.over_seeds(
-                name, [self.rows_of(state, task) for state in states], self._confidence(task), self.clusters[task]
-            )
-            for task, name in enumerate(self.several.primary)
-        )
+        return tuple(self._score(task, states) for task in range(len(self.several.names)))
+
+    def _score(self, task: int, states: Sequence[State]) -> Estimate:
+        """The same on one task."""
+        rows = [self.rows_of(state, task) for state in states]
+        return evaluation.over_seeds(self.several.primary[task], rows, self._confidence(task), self.clusters[task])
 
     def way(self, name: str, seeds: Sequence[tuple[list[State], float | None]]) -> Way:
         """A way with every seed: what its states score, what it forgot, and whether one adapter each is better."""
@@ -397,7 +397,7 @@ class _Scene:
     def _beside_own(self, task: int, name: str, states: Sequence[State]) -> Pair | None:
         primary, recipe = self.several.primary[task], self.several.jobs[task].recipe
         before = self.rows_of(self.base, task)
-        value = self.scores([self.base])[task].value
+        value = self._score(task, [self.base]).value
         return evaluation.pair(
             primary,
             (self.several.names[task], [self.rows_of(state, task) for state in self.own[task]]),
