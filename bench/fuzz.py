@@ -91,8 +91,10 @@ class Forked:
         if not self._child:
             signal.setitimer(signal.ITIMER_PROF, 0)
             os.dup2(writing, 1)
-            hdf5_worker.main(*arguments)
-            os._exit(0)
+            try:
+                hdf5_worker.main(*arguments)
+            finally:
+                os._exit(0)
         os.close(writing)
 
     def communicate(self, timeout: float) -> tuple[bytes, bytes]:
