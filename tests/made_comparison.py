@@ -169,8 +169,10 @@ def arm(name, title, accuracy, loss, kept, rate, time, memory, disk, reach, /, *
         "search_seconds": 211.0 * time,
         "predicted": Predicted(
             seconds=120.0 * time,
+            seconds_by_trials=126.0 * time,
             seconds_measured=130.0 * time,
             peak_memory_bytes=int(memory * 0.96),
+            peak_memory_bytes_by_trials=int(memory * 0.99),
             peak_memory_bytes_measured=int(memory),
         ),
     }

@@ -280,7 +280,7 @@ def chat(
 
 @app.command()
 def runs(folder: Annotated[Path, typer.Argument(help="Where to look.")] = Path("runs"), as_json: Json = False) -> None:
-    """List runs: finished, or what can be resumed and how."""
+    """List runs and comparisons: finished, or what can be resumed and how."""
     from metier.render import history
 
     if folder.is_file():

@@ -28,6 +28,8 @@ from metier.experiment.budget import Done, Prices, Size
 from metier.experiment.search import Tried
 from metier.experiment.trials import Unit, recipe_of
 from metier.recipe import LoRAMethod, parse, split_methods
+from metier.render import history
+from metier.report import plain
 
 OWN = """
 import torch
@@ -370,6 +372,9 @@ class TestFindings:
             assert {cell.steps for cell in arm.cells} == {60}
             assert all(0 < cell.seconds_to_best <= cell.seconds for cell in arm.cells)
             assert arm.bytes_on_disk > arm.parameters_moved * 4
+            by_trials = 3 * sum(t.seconds for t in arm.trials) / len(arm.trials)
+            assert arm.predicted.seconds_by_trials == pytest.approx(by_trials)
+            assert arm.predicted.peak_memory_bytes_by_trials > 0
         lora, full = found.arms
         assert lora.parameters_moved < full.parameters_moved
 
@@ -477,7 +482,16 @@ class TestStopped:
             process.send_signal(signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL
             assert not (trials.parent / "comparison.json").exists()
+        (left,) = history.rows(trials.parent)
+        whole = len(list(trials.glob("*/*/result.json")))
+        assert left["state"] == "unfinished"
+        assert left["next"].startswith(f"metier compare {trials.parent / 'compare.resolved.yaml'} goes on")
+        assert left["next"].endswith(f": {whole}")
         made = metier.compare(job)
+        (row,) = history.rows(trials.parent)
+        assert row["state"] == "finished"
+        assert row["method"] == "lora:rank=4, full"
+        assert row["result"] == plain(made.comparison.verdict[0])
         one, two = (json.loads((m.path / "comparison.json").read_text()) for m in (compared, made))
         one["verdict"], two["verdict"] = one["verdict"][:1], two["verdict"][:1]  # the other lines tell of time
         assert without_times(one) == without_times(two)
@@ -556,6 +570,8 @@ class TestSeveralTasks:
         assert ways["switched"].beside_own == ()
         assert ways["switched"].seconds_to_switch > 0
         assert found.report.exists()
+        (row,) = history.rows(found.path)
+        assert (row["state"], row["method"], row["result"][:7]) == ("finished", "tasks", "2 tasks")
         before = {p: p.stat().st_mtime_ns for p in found.path.rglob("*.json") if "measured" in p.parts}
         assert len(before) > 2 * 2 * 7
         assert metier.compare_tasks(jobs, seeds=2).interference.ways[1:] == held.ways[1:]

@@ -127,14 +127,18 @@ class Stability(Value):
 
 
 class Predicted(Value):
-    """What the plan said of one training of an arm, and what it was."""
+    """What was said of one whole training of an arm before it, and what it was."""
 
     seconds: float | None
-    """Predicted wall time; None where nobody knew."""
+    """Wall time by the plan, before anything ran; None where nobody knew."""
+    seconds_by_trials: float | None = None
+    """Wall time by the trials of the learning rate, a third as long each; None where there were none."""
     seconds_measured: float
     """Mean over seeds."""
     peak_memory_bytes: int | None
-    """Predicted peak; None where nobody knew."""
+    """Peak by the plan, of a process that does nothing else; None where nobody knew."""
+    peak_memory_bytes_by_trials: int | None = None
+    """Highest of the trials; None where there were none."""
     peak_memory_bytes_measured: int
     """Highest over seeds."""
 

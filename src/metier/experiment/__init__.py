@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metier.experiment.folder import ExperimentFolder, folder_of
+    from metier.experiment.folder import ExperimentFolder, find_comparisons, folder_of
     from metier.experiment.outline import Outline
     from metier.experiment.story import compare, plan
     from metier.experiment.tasks import compare_tasks
@@ -19,11 +19,12 @@ _HOME = {
     "Outline": "outline",
     "compare": "story",
     "compare_tasks": "tasks",
+    "find_comparisons": "folder",
     "folder_of": "folder",
     "plan": "story",
 }
 
-__all__ = ["ExperimentFolder", "Outline", "compare", "compare_tasks", "folder_of", "plan"]
+__all__ = ["ExperimentFolder", "Outline", "compare", "compare_tasks", "find_comparisons", "folder_of", "plan"]
 
 
 def __getattr__(name: str) -> Any:

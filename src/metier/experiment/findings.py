@@ -15,6 +15,7 @@ from metier.data.records import Cell as DataCell
 from metier.evaluation import statistics
 from metier.experiment import search
 from metier.experiment.arms import guards_title
+from metier.experiment.budget import SEARCH_SHARE
 
 if TYPE_CHECKING:
     from metier.evaluation import Measured
@@ -141,12 +142,19 @@ def arm(found: Found, scene: Scene) -> Arm:
         bytes_on_disk=max(seed.ended.bytes_on_disk for seed in found.seeds),
         seconds_to_load=float(np.mean([seed.ended.seconds_to_load for seed in found.seeds])),
         search_seconds=sum(ended.seconds for ended in found.trials),
-        predicted=Predicted(
-            seconds=found.planned_seconds,
-            seconds_measured=float(np.mean([seed.ended.seconds for seed in found.seeds])),
-            peak_memory_bytes=found.planned.peak_bytes if found.planned else None,
-            peak_memory_bytes_measured=max(seed.ended.peak_memory_bytes for seed in found.seeds),
-        ),
+        predicted=_predicted(found),
+    )
+
+
+def _predicted(found: Found) -> Predicted:
+    trials = [ended for ended in found.trials if not ended.diverged]
+    return Predicted(
+        seconds=found.planned_seconds,
+        seconds_by_trials=float(np.mean([e.seconds for e in trials])) / SEARCH_SHARE if trials else None,
+        seconds_measured=float(np.mean([seed.ended.seconds for seed in found.seeds])),
+        peak_memory_bytes=found.planned.peak_bytes if found.planned else None,
+        peak_memory_bytes_by_trials=max((ended.peak_memory_bytes for ended in trials), default=None),
+        peak_memory_bytes_measured=max(seed.ended.peak_memory_bytes for seed in found.seeds),
     )
 
 

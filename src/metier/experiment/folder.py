@@ -13,6 +13,9 @@ from metier.run.folder import RunFolder
 if TYPE_CHECKING:
     from metier.recipe import Recipe
 
+RESULT = "result.json"
+"""Written last of a training, whole or not at all."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExperimentFolder(RunFolder):
@@ -34,9 +37,28 @@ class ExperimentFolder(RunFolder):
         return self.path / "comparison.json"
 
     @property
+    def interference(self) -> Path:
+        """Everything that was found of several tasks."""
+        return self.path / "interference.json"
+
+    @property
     def base(self) -> Path:
         """What the base scored."""
         return self.path / "trials" / "base"
+
+    @property
+    def holds_tasks(self) -> bool:
+        """Whether several tasks are compared, and not several ways to tune for one."""
+        return any((self.path / "trials").glob("task-*.yaml"))
+
+    def is_compared(self) -> bool:
+        """Whether everything that was asked for last is made and told."""
+        found = self.interference if self.holds_tasks else self.comparison
+        return found.exists() and found.stat().st_mtime >= self.resolved.stat().st_mtime
+
+    def trainings(self) -> int:
+        """Trainings that are made and need not be made again."""
+        return sum(1 for _ in (self.path / "trials").rglob(RESULT))
 
     def remembered(self, name: str) -> Any:
         """What was decided on the way, such as what the budget left out; None where nothing was."""
@@ -48,6 +70,14 @@ class ExperimentFolder(RunFolder):
     def remember(self, name: str, value: Any) -> None:
         """Keep a decision, so that whoever goes on decides the same."""
         write_json(self.path / "trials" / f"{name}.json", value)
+
+
+def find_comparisons(root: Path) -> list[ExperimentFolder]:
+    """Folders of comparisons at or below `root`, at most three levels deep, newest first."""
+    found = [
+        ExperimentFolder(p.parent) for depth in range(4) for p in root.glob("*/" * depth + "compare.resolved.yaml")
+    ]
+    return sorted(found, key=lambda one: one.resolved.stat().st_mtime, reverse=True)
 
 
 def folder_of(recipe: Recipe) -> ExperimentFolder:

@@ -21,8 +21,8 @@ from metier.evaluation import Measured
 from metier.evaluation.suite import estimate
 from metier.experiment import checks, findings
 from metier.experiment.base import LoadedBase
-from metier.experiment.folder import ExperimentFolder
-from metier.experiment.trials import RESULT, WEIGHTS, tidy, train
+from metier.experiment.folder import RESULT, ExperimentFolder
+from metier.experiment.trials import WEIGHTS, tidy, train
 from metier.recipe import LoRAMethod, Recipe, dump, load
 from metier.run import environment, prepare, say
 from metier.run.folder import differences, enter

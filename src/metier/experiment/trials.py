@@ -21,6 +21,7 @@ from metier.core import DivergedError, MetierError, files, log
 from metier.core.evidence import Strength, Value
 from metier.core.files import write_json
 from metier.core.meter import Meter
+from metier.experiment.folder import RESULT
 from metier.recipe import LoRAMethod, Recipe, Step
 from metier.run.foresee import fast, learning
 from metier.run.guards import Learnt, learnt, pull
@@ -37,8 +38,7 @@ if TYPE_CHECKING:
 PATH = (0.3, 0.5, 0.7, 0.85, 1.0)
 """Shares of the update that are tried after a whole training. All of it comes last and is left in the network."""
 Stage = Literal["coarse", "fine", "edge", "final", "curve", "check"]
-RESULT, TRAINED, WEIGHTS, START, MEASURED, SPENT = (
-    "result.json",
+TRAINED, WEIGHTS, START, MEASURED, SPENT = (
     "trained.json",
     "weights.safetensors",
     "start.safetensors",

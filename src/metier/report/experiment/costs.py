@@ -32,10 +32,16 @@ class Bars:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One figure of an arm, and what was predicted."""
+    """One figure of an arm, and what was said of it before: by the plan, and by the trials of the learning rate."""
 
     measured: float
-    predicted: float | None = None
+    planned: float | None = None
+    by_trials: float | None = None
+
+    @property
+    def predicted(self) -> float | None:
+        """The latest word before it was measured."""
+        return self.planned if self.by_trials is None else self.by_trials
 
 
 def draw(view: View) -> list[Bars]:
@@ -69,7 +75,8 @@ def _bars(view: View, key: str, cost: Callable[[Arm], Cost], say: Callable[[floa
     rows = []
     for arm, made in found:
         name, value = view.called(arm.name), say(made.measured)
-        planned = view.voice.say("planned", value=say(made.predicted)) if made.predicted is not None else ""
+        by = "planned" if made.by_trials is None else "by_trials"
+        planned = "" if made.predicted is None else view.voice.say(by, value=say(made.predicted))
         said = f"{name}: {value}" + (f" ({planned})" if planned else "")
         style = view.style(arm.name)
         drawn = charts.bar(made.measured, None, scale, style=style, title=said, predicted=made.predicted)
@@ -83,11 +90,12 @@ def _bars(view: View, key: str, cost: Callable[[Arm], Cost], say: Callable[[floa
 
 
 def _memory(arm: Arm) -> Cost:
-    return Cost(arm.predicted.peak_memory_bytes_measured, arm.predicted.peak_memory_bytes)
+    said = arm.predicted
+    return Cost(said.peak_memory_bytes_measured, said.peak_memory_bytes, said.peak_memory_bytes_by_trials)
 
 
 def _seconds(arm: Arm) -> Cost:
-    return Cost(arm.predicted.seconds_measured, arm.predicted.seconds)
+    return Cost(arm.predicted.seconds_measured, arm.predicted.seconds, arm.predicted.seconds_by_trials)
 
 
 def _whole(value: float) -> str:
