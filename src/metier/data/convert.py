@@ -10,6 +10,7 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Literal
 
+from metier.core.words import first_few
 from metier.data.content import texts
 from metier.data.faults import Faults, count, listed, nearest
 from metier.data.files import Table
@@ -334,8 +335,7 @@ def _dropped(table: Table, dropped: Sequence[int], *, at_most: float) -> list[st
     """A note on rows without a last reply, or a fault where they are many."""
     if not dropped:
         return []
-    places = ", ".join(map(str, dropped[:5])) + (f" and {len(dropped) - 5} more" if len(dropped) > 5 else "")
-    said = f"{count(len(dropped), 'row')} of {len(table.rows):,} end without a reply (line {places})"
+    said = f"{count(len(dropped), 'row')} of {len(table.rows):,} end without a reply (line {first_few(dropped)})"
     if len(dropped) > at_most * len(table.rows):
         hint = "add the replies, or take these rows out"
         hint += "; up to 1 % would be left out for you" if at_most else ""

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from metier.core import DataError, Fault, MetierError
+from metier.core.words import first_few
 
 SHOWN = 20
 
@@ -66,8 +67,7 @@ def count(number: int, one: str, many: str = "") -> str:
 
 def listed(words: Sequence[str], most: int = 8) -> str:
     """The first few words of a list and how many follow."""
-    more = f" and {len(words) - most} more" if len(words) > most else ""
-    return ", ".join(excerpt(word, 40) or "(nameless)" for word in words[:most]) + more
+    return first_few([excerpt(word, 40) or "(nameless)" for word in words], most)
 
 
 def excerpt(text: str, most: int = 60) -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from metier.core import DataError, Fault, RecipeError
+from metier.core.words import first_few
 from metier.data.records import Labelled
 from metier.run import guards
 
@@ -77,7 +78,7 @@ def _lacking(job: Job) -> list[Fault]:
     for name, rows in (("train", job.splits.train), ("validation", job.splits.validation), ("test", job.test)):
         lacking = sorted(wanted - _classes(rows))
         if lacking:
-            listed = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
+            listed = first_few(lacking)
             enough = f"each class needs a row in every split, so that {len(wanted)} {name} rows are the least"
             hint = f"{enough}; give more rows with data.{name}"
             if name == "test" and not wanted - _classes(job.splits.test):

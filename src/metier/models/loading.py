@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from metier.core import Fault, MetierError, ModelError, UnsafeError, log, rng
+from metier.core.words import first_few
 from metier.models import demo, safetensors_file
 from metier.models.configuration import LOADING_FAULTS, auto_class, cannot_build, configuration_at, foreign_code, read
 from metier.models.identity import fingerprint
@@ -23,7 +24,7 @@ from metier.models.source import Source, locate
 from metier.models.structure import head_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -34,7 +35,6 @@ LONGEST_BELIEVABLE_CONTEXT = 10**9
 QUANTISER_TRACES = ("hf_quantizer", "quantization_method", "is_quantized")
 DIGIT_SPLITTERS = ("smollm",)
 """llama.cpp's pre-tokenizers that split numbers into digits. Source: src/llama-vocab.cpp there."""
-MOST_NAMED = 5
 SAFE_TORCH = (2, 10)
 """The first whose `weights_only=True` holds. Source: CVE-2026-24747."""
 
@@ -171,12 +171,12 @@ def _check_complete(module: nn.Module, report: dict[str, Any], base: str, head: 
         if name not in new
     ]
     if lacking := sorted(missing - new):
-        what = f"the checkpoint lacks {len(lacking)} tensors: {_some(lacking)}"
+        what = f"the checkpoint lacks {len(lacking)} tensors: {first_few(lacking)}"
         faults.append(Fault(f"model.base={base}", what, "get the model's files again, or name another model"))
     if faults:
         raise ModelError.of(faults)
     if head != "classifier" and report["unexpected_keys"]:
-        unused = _some(sorted(report["unexpected_keys"]))
+        unused = first_few(sorted(report["unexpected_keys"]))
         log.note(f"the checkpoint holds tensors that the model does not use: {unused}")
     return tuple(name for name, _ in module.named_parameters() if name in new)
 
@@ -248,7 +248,7 @@ def _refuse_not_finite(module: nn.Module, base: str) -> None:
     bad = [name for name, tensor in module.state_dict().items() if tensor.is_floating_point() and not _finite(tensor)]
     if bad:
         raise ModelError(
-            f"numbers that are not finite in {len(bad)} tensors: {_some(bad)}",
+            f"numbers that are not finite in {len(bad)} tensors: {first_few(bad)}",
             where=f"model.base={base}",
             hint="the file is damaged, or its training diverged; get it again or name another model",
         )
@@ -387,9 +387,3 @@ def _no_tokenizer(base: str, error: BaseException | None = None) -> ModelError:
         where=f"model.base={base}",
         hint="copy tokenizer.json and tokenizer_config.json of the same model into its folder",
     )
-
-
-def _some(names: Iterable[str]) -> str:
-    found = list(names)
-    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
-    return ", ".join(found[:MOST_NAMED]) + more

@@ -16,11 +16,12 @@ from torch import nn
 
 from metier.core import Fault, MetierError, ModelError, RecipeError, log
 from metier.core.files import sha256, write_json
+from metier.core.words import first_few
 from metier.models import pickled, safetensors_file
 from metier.models.tensors import write_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 NEW = "new"
 """What `model.base` says where there are no pretrained weights."""
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-NAMED = 5
 
 
 def imported(use: str, *, where: str) -> Any:
@@ -138,7 +138,7 @@ def build(section: ModelSection, seed: int, *, strict: bool = False) -> tuple[nn
     fill(module, tensors, where=section.base)
     new = tuple(name for name in names if name not in tensors)
     if strict and (new or tensors.keys() - module.state_dict().keys()):
-        lost = _some([*new, *(tensors.keys() - module.state_dict().keys())])
+        lost = first_few([*new, *(tensors.keys() - module.state_dict().keys())])
         what = f"{use} is not the class that was tuned: it and the weights differ in {lost}"
         raise ModelError(what, where=section.base, hint="put the class back as it was, or tune again")
     return module, new
@@ -170,18 +170,14 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> Non
         if name in own and own[name].shape != tensor.shape
     ]
     strangers = sorted(tensors.keys() - own.keys())
-    what = f"{len(strangers)} of {len(tensors)} tensors have no place in the network: {_some(strangers)}"
+    what = f"{len(strangers)} of {len(tensors)} tensors have no place in the network: {first_few(strangers)}"
     if len(strangers) == len(tensors):
-        faults.append(Fault(where, what, f"its own are called such as {_some(list(own))}"))
+        faults.append(Fault(where, what, f"its own are called such as {first_few(list(own))}"))
     if faults:
         raise ModelError.of(faults)
     if strangers:
         log.note(f"{where}: {what}")
     module.load_state_dict(dict(tensors), strict=False)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (" ..." if len(names) > NAMED else "")
 
 
 def changed(before: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from metier.core import Batch, DataError, Loss
 from metier.core.panel import Panel
 from metier.core.rng import derive
+from metier.core.words import first_few
 from metier.data.cells import CellTable, Transform, log_normalise
 from metier.data.records import Cell, Cells
 from metier.tasks.protocol import Shown
@@ -194,12 +195,9 @@ class CellTask(ValueTask[Any]):
         top = [g for g in np.argsort(-counts_G, kind="stable")[:8] if counts_G[g] > 0]
         genes = ", ".join(f"{example.table.panel.genes[g]} {counts_G[g]:g}" for g in top)
         target_P = self.targets_of(example.table, rows)[0].tolist()
-        proteins = ", ".join(f"{name} {value:.2f}" for name, value in list(zip(self.names, target_P, strict=True))[:8])
-        more = f" and {len(self.names) - 8} more" if len(self.names) > 8 else ""
+        proteins = first_few([f"{name} {value:.2f}" for name, value in zip(self.names, target_P, strict=True)], 8)
         found = int((counts_G > 0).sum())
-        return Shown(
-            example.where, ((f"{found} of {len(counts_G)} genes: {genes} ... -> ", False), (proteins + more, True))
-        )
+        return Shown(example.where, ((f"{found} of {len(counts_G)} genes: {genes} ... -> ", False), (proteins, True)))
 
 
 def _table_and_rows(cells: Sequence[Any]) -> tuple[CellTable, NDArray[np.int64]]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from metier.core import Batch, Fault, Loss, ModelError
+from metier.core.words import first_few
 from metier.tasks.cutting import Unpacked
 from metier.tasks.protocol import Shown
 from metier.tasks.refusal import Refusals
@@ -122,10 +123,9 @@ class ValueTask(Unpacked, ABC, Generic[Content]):
     def show(self, example: Any) -> Shown:
         """The targets as what is learnt."""
         target_P = self.collate([example])[TARGET][0].tolist()
-        told = ", ".join(f"{name} {value:.3g}" for name, value in zip(self.names[:12], target_P, strict=False))
-        more = f" and {len(self.names) - 12} more" if len(self.names) > 12 else ""
+        told = first_few([f"{name} {value:.3g}" for name, value in zip(self.names, target_P, strict=True)], 12)
         row = ", ".join(f"{name}: {value}" for name, value in example.row.items() if name not in self.names)
-        return Shown(example.where, ((f"{row[:SHOWN_CHARACTERS]} -> ", False), (told + more, True)))
+        return Shown(example.where, ((f"{row[:SHOWN_CHARACTERS]} -> ", False), (told, True)))
 
 
 def _missing(where: str, row: Mapping[str, Any], error: KeyError) -> Fault:

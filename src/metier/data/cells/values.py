@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metier.core.words import first_few
 from metier.data.cells.matrix import Aligned, blocks, dense, sparse
 from metier.data.cells.parts import Words
 from metier.data.faults import Faults, count
@@ -138,15 +139,12 @@ def check_proteins(
         (never, "never measured"),
     )
     notes = [
-        f"{where}: {count(int(which.sum()), 'protein is', 'proteins are')} {said}: {_named(proteins[which])}."
+        f"{where}: {count(int(which.sum()), 'protein is', 'proteins are')} {said}: "
+        f"{first_few(proteins[which].tolist(), 12)}."
         for which, said in groups
         if which.any()
     ]
     return notes, tuple(proteins[never | fixed].tolist())
-
-
-def _named(names: Words, most: int = 12) -> str:
-    return ", ".join(names[:most].tolist()) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _check(

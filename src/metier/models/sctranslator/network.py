@@ -16,9 +16,10 @@ from torch.nn import functional as F
 from metier.core import ModelError
 from metier.core.panel import Panel
 from metier.core.rng import derive
+from metier.core.words import first_few
 from metier.models.sctranslator.favor import CellByCell, Favor, orthogonal_features
 from metier.models.sctranslator.panels import CellReader, Longer
-from metier.models.sctranslator.shape import Shape, check_panels, first_few, foreign_ids
+from metier.models.sctranslator.shape import Shape, check_panels, foreign_ids
 
 REDRAW_INTERVAL = 1000
 """Forward passes in training between two draws of the random features. Source: the published network."""

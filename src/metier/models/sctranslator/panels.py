@@ -17,7 +17,8 @@ from torch import Tensor
 from metier.core import Fault, ModelError
 from metier.core.panel import Panel
 from metier.core.rng import derive
-from metier.models.sctranslator.shape import Shape, check_panels, first_few, foreign_ids
+from metier.core.words import first_few
+from metier.models.sctranslator.shape import Shape, check_panels, foreign_ids
 
 LOWEST = 1e-8
 """Where a cell's values begin once they are scaled; they end at 1. Source: the published scripts."""

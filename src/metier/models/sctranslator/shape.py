@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from metier.core import Fault, ModelError
-
-NAMED = 5
-"""Names that a message gives before it counts the rest."""
+from metier.core.words import first_few
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +66,3 @@ def foreign_ids(ids: Sequence[int], shape: Shape) -> ModelError:
         where="model",
         hint=f"its ids begin at 1 and end at {shape.vocabulary - 1:,}; take them from its own id table (my_Id)",
     )
-
-
-def first_few(items: Sequence[object]) -> str:
-    """The first few by name."""
-    named = ", ".join(map(str, items[:NAMED]))
-    return f"{named} and {len(items) - NAMED:,} more" if len(items) > NAMED else named
