@@ -21,15 +21,17 @@ import metier
 from metier import experiment, run
 from metier.core import DataError, RecipeError
 from metier.core.comparison import Comparison
+from metier.core.evidence import Strength
 from metier.experiment import budget, checks, parts, search
 from metier.experiment.arms import arms_of
 from metier.experiment.base import LoadedBase
 from metier.experiment.budget import Done, Prices, Size
 from metier.experiment.search import Tried
-from metier.experiment.trials import Unit, recipe_of
+from metier.experiment.trials import Ended, Unit, recipe_of
 from metier.recipe import LoRAMethod, parse, split_methods
 from metier.render import history
 from metier.report import plain
+from metier.run.strength import SHARES
 
 OWN = """
 import torch
@@ -118,6 +120,11 @@ def changed(tree: dict, sections: dict) -> dict:
     for section, keys in sections.items():
         tree[section] = {**tree[section], **keys} if isinstance(tree.get(section), dict) else keys
     return tree
+
+
+def read(path: Path) -> Ended:
+    """How a training ended."""
+    return Ended.model_validate_json(path.read_text("utf-8"))
 
 
 def searched(centre: float, loss, *, fine: bool = True, most: float = math.inf) -> list[Tried]:
@@ -455,6 +462,57 @@ def without_times(value):
     if isinstance(value, dict):
         return {key: without_times(item) for key, item in value.items() if key not in TIMES}
     return [without_times(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.fixture(scope="module")
+def floored(place):
+    """Full tuning under a floor that little of any update keeps."""
+    tree = teams(place, "floored", train={"retain": 0.98}, compare={"methods": ["full"], "data_curve": []})
+    return metier.compare(tree)
+
+
+class TestFloor:
+    def test_every_training_is_dialled_and_the_search_judges_what_keeps_the_floor(self, floored):
+        (arm,) = floored.comparison.arms
+        trials = [read(path) for path in sorted((floored.path / "trials").glob("full/*/result.json"))]
+        assert len(trials) == len(arm.trials) + 2
+        for ended in trials:
+            assert sum(one.chosen for one in ended.strengths) == 1
+            assert len(ended.strengths) == len(SHARES)
+        searched = {f"{trial.rate:g}": trial.loss for trial in arm.trials}
+        for path in (floored.path / "trials" / "full").glob("coarse-*/result.json"):
+            rate = path.parent.name.removeprefix("coarse-").removesuffix("-0")
+            assert searched[rate] == pytest.approx(read(path).loss_under(0.98))
+
+    def test_the_test_rows_are_measured_with_what_the_floor_allows(self, floored):
+        (arm,) = floored.comparison.arms
+        assert floored.comparison.floor == 0.98
+        for cell in arm.cells:
+            (chosen,) = [one for one in cell.strengths if one.chosen]
+            assert chosen.share < 1
+            whole = next(one for one in cell.strengths if one.share == 1)
+            assert cell.kept > whole.kept
+        assert any("to keep the floor, these shares" in note for note in floored.comparison.notes)
+
+    @pytest.mark.parametrize(
+        ("kept", "gain", "loss"), [(0.99, 0.4, 0.6), (0.99, -0.1, 1.0), (0.97, 0.4, 1.0)], ids=["kept", "worse", "lost"]
+    )
+    def test_what_a_trial_is_worth_under_a_floor(self, kept, gain, loss):
+        one = Strength(share=0.5, gain=gain, kept=kept, chosen=True)
+        ended = Ended.model_construct(loss=0.2, first_loss=1.0, strengths=(one,))
+        assert ended.loss_under(0.98) == pytest.approx(loss)
+        assert ended.is_above_base(0.98) == (loss == 1.0)
+        assert ended.loss_under(None) == 0.2
+        assert not ended.is_above_base(None)
+        assert Ended.model_construct(loss=None, first_loss=1.0, strengths=()).loss_under(0.98) == math.inf
+
+    def test_trying_shares_after_every_training_takes_its_time(self):
+        size = Size(arms=("full",), trials=3, seeds=2, shares=(0.5,), rows=100)
+        seconds = [
+            budget.seconds_left(size, Prices({"full": 60.0}, strengths=10.0, has_floor=floor), Done())
+            for floor in (False, True)
+        ]
+        assert seconds[1] - seconds[0] == pytest.approx(10 * (3 + 2 + 3))
 
 
 class TestStopped:

@@ -79,7 +79,8 @@ class Trial(Value):
     stage: Literal["coarse", "fine", "edge"]
     """A first point of the grid, a point beside the best, or one beyond the grid's end."""
     loss: float | None
-    """Validation loss at its best; None where it diverged."""
+    """Validation loss at its best, with no more of the update than keeps the floor where one is set; None where it
+    diverged."""
     seconds: float
     """Wall time."""
 

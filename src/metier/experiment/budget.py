@@ -56,7 +56,8 @@ class Prices:
         row: Measuring one test row.
         fixed: Measuring what does not grow with the test rows, once.
         once: What is done once for all: loading, the base, the cheap alternatives.
-        strengths: Trying shares of the update after one whole training.
+        strengths: Trying shares of the update after one training.
+        has_floor: Whether that is done after every training, and not after whole ones alone.
     """
 
     train: Mapping[str, float]
@@ -64,6 +65,7 @@ class Prices:
     fixed: float = 0.0
     once: float = 0.0
     strengths: float = 0.0
+    has_floor: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +90,16 @@ class Done:
 def seconds_left(size: Size, prices: Prices, done: Done) -> float:
     """What is still to be spent on an experiment of this size."""
     measure = size.rows * prices.row + prices.fixed
+    trying = prices.strengths if prices.has_floor else 0.0
     left = 0.0 if done.base else prices.once + measure
     for arm in size.arms:
         whole = prices.train.get(arm, 0.0)
-        left += max(0, size.trials - done.search.get(arm, 0)) * SEARCH_SHARE * whole
+        left += max(0, size.trials - done.search.get(arm, 0)) * (SEARCH_SHARE * whole + trying)
         left += max(0, size.seeds - done.seeds.get(arm, 0)) * (whole + prices.strengths + measure)
         for share in size.shares:
             checks = CHECKED if share == size.shares[0] else 0
             missing = max(0, size.seeds + checks - done.curve.get((arm, share), 0))
-            left += missing * share * whole + min(missing, size.seeds) * measure
+            left += missing * (share * whole + trying) + min(missing, size.seeds) * measure
     return left
 
 

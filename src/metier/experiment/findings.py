@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -131,7 +132,7 @@ def arm(found: Found, scene: Scene) -> Arm:
         learning_rate=found.rate,
         at_edge=bool(found.tried) and search.is_at_edge(found.tried),
         trials=tuple(
-            Trial(rate=t.rate, stage=t.stage, loss=ended.loss, seconds=ended.seconds)
+            Trial(rate=t.rate, stage=t.stage, loss=t.loss if math.isfinite(t.loss) else None, seconds=ended.seconds)
             for t, ended in zip(found.tried, found.trials, strict=True)
         ),
         cells=tuple(_cell(seed, scene) for seed in found.seeds),

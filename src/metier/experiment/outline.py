@@ -15,6 +15,7 @@ from metier.experiment.trials import PATH
 from metier.report import Voice, plain
 from metier.run.foresee import plan_job
 from metier.run.job import choose_device
+from metier.run.strength import SHARES
 
 if TYPE_CHECKING:
     from metier.experiment.arms import Arm
@@ -141,9 +142,11 @@ def _prices(job: Job, train: Mapping[str, float], plan: Plan) -> Prices:
     answers = ANSWERING * evaluate.max_new_tokens if evaluate.generate and job.head in {"causal", "seq2seq"} else 0.0
     mean = plan.tokens / max(plan.steps * job.recipe.train.batch_size, 1)
     general = GENERAL_TOKENS * token if evaluate.retention != "off" else 0.0
-    tried = token * len(PATH) * (mean * len(job.validation) + CHOOSING_TOKENS)
-    strengths = tried if job.recipe.compare.strengths and job.keeps else 0.0
-    return Prices(train, row=token * (mean + answers), fixed=general, strengths=strengths)
+    has_floor = job.recipe.train.retain is not None
+    shares = SHARES if has_floor else PATH
+    tried = token * len(shares) * (mean * len(job.validation) + CHOOSING_TOKENS)
+    strengths = tried if (has_floor or job.recipe.compare.strengths) and job.keeps else 0.0
+    return Prices(train, row=token * (mean + answers), fixed=general, strengths=strengths, has_floor=has_floor)
 
 
 def outline(foreseen: Foreseen, arms: Sequence[Arm], asked: Size, size: Size, allowed: float | None) -> Outline:

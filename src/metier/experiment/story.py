@@ -143,6 +143,10 @@ def _doubts(work: Work, found: Sequence[Found]) -> list[str]:
         lost = [str(seed.seed) for seed in one.seeds if seed.measured is None]
         if lost:
             said.append(f"{one.way.name}: seeds {', '.join(lost)} diverged and are left out of the figures")
+        chosen = [next((s for s in seed.ended.strengths if s.chosen), None) for seed in one.seeds]
+        shares = ", ".join("-" if one is None else f"{one.share:.0%}" for one in chosen)
+        if any(chosen):
+            said.append(f"{one.way.name}: to keep the floor, these shares of the update are used, by seed: {shares}")
         if one.tried and search.is_at_edge(one.tried):
             said.append(f"{one.way.name}: the best learning rate lies at the end of what was tried")
     rate = work.job.recipe.train.learning_rate

@@ -25,7 +25,7 @@ from metier.experiment.folder import RESULT
 from metier.recipe import LoRAMethod, Recipe, Step
 from metier.run.foresee import fast, learning
 from metier.run.guards import Learnt, learnt, pull
-from metier.run.strength import Dial, choose
+from metier.run.strength import SHARES, Dial, choose
 from metier.tasks import mean_loss
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from metier.run.job import Job
 
 PATH = (0.3, 0.5, 0.7, 0.85, 1.0)
-"""Shares of the update that are tried after a whole training. All of it comes last and is left in the network."""
+"""Shares of the update that are tried after a whole training where no floor is set: to be seen, not to be used. All of
+it comes last and is left in the network."""
 Stage = Literal["coarse", "fine", "edge", "final", "curve", "check"]
 TRAINED, WEIGHTS, START, MEASURED, SPENT = (
     "trained.json",
@@ -125,10 +126,21 @@ class Ended(Value):
     notes: tuple[str, ...] = ()
     """What a reader should know of the rows that its arm learns from."""
 
-    @property
-    def is_above_base(self) -> bool:
-        """Whether there was no number, or none below the validation loss before the first step."""
-        return self.loss is None or (self.first_loss is not None and self.loss >= self.first_loss)
+    def loss_under(self, floor: float | None) -> float:
+        """Lowest validation loss that keeps the floor; infinity where there was no number.
+
+        Where no share of the update that was tried keeps it, none of it does: the loss before the first step.
+        """
+        if self.loss is None:
+            return math.inf
+        chosen = next((one for one in self.strengths if one.chosen), None)
+        if floor is None or chosen is None or self.first_loss is None:
+            return self.loss
+        return self.first_loss - (max(0.0, chosen.gain) if chosen.kept >= floor else 0.0)
+
+    def is_above_base(self, floor: float | None) -> bool:
+        """Whether there was no number under the floor, or none below the validation loss before the first step."""
+        return self.loss is None or (self.first_loss is not None and self.loss_under(floor) >= self.first_loss)
 
 
 class Trials:
@@ -180,7 +192,8 @@ class Trials:
             if ended is not None:
                 training.checkpoint.load_weights(ready.adapted.module, place / WEIGHTS)
             else:
-                ended = train(place, ready, base, learnt, self._plans[unit.arm.name], keeps=unit.is_measured)
+                keeps = unit.is_measured or dial is not None
+                ended = train(place, ready, base, learnt, self._plans[unit.arm.name], keeps=keeps)
             if dial is not None and ended.first_loss is not None:
                 ended = _tried(dial, ended, ended.first_loss, job.recipe.train.retain)
             if unit.is_measured and not ended.diverged:
@@ -207,9 +220,10 @@ class Trials:
         return self._learnt[key]
 
     def _dial(self, place: Path, ready: Ready, base: LoadedBase, unit: Unit) -> Dial | None:
-        """What tries shares of the update, where the experiment wants it and something tells what is kept."""
+        """What tries shares of the update: after every training under a floor, else after whole ones where wanted."""
         job, module = ready.job, ready.adapted.module
-        if unit.stage != "final" or not (job.recipe.compare.strengths and job.keeps):
+        is_wanted = job.recipe.train.retain is not None or (unit.stage == "final" and job.recipe.compare.strengths)
+        if not (is_wanted and job.keeps):
             return None
         in_place = not isinstance(job.recipe.method, LoRAMethod)
         dial = Dial(
@@ -233,11 +247,13 @@ class Trials:
 
 
 def _tried(dial: Dial, ended: Ended, base_loss: float, floor: float | None) -> Ended:
-    """The unit with what shares of its update gain and keep; the network is left with all of it."""
+    """The unit with what shares of its update gain and keep; the network is left with what the floor allows."""
     began = time.perf_counter()
-    path = dial.path(base_loss, PATH)
-    chosen = path if floor is None else choose(path, floor)
-    return ended.model_copy(update={"strengths": chosen, "trying_seconds": time.perf_counter() - began})
+    path = dial.path(base_loss, PATH if floor is None else SHARES)
+    if floor is not None:
+        path = choose(path, floor)
+        dial.turn(next(one.share for one in path if one.chosen))
+    return ended.model_copy(update={"strengths": path, "trying_seconds": time.perf_counter() - began})
 
 
 def recipe_of(unit: Unit, recipe: Recipe, rows: int) -> Recipe:

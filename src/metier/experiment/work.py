@@ -178,8 +178,8 @@ class Work:
                 break
             ended = self._make(Unit(arm, point.stage, point.rate, self.job.recipe.train.seed, length=SEARCH_SHARE))
             made.append(ended)
-            loss = math.inf if ended.loss is None else ended.loss
-            tried.append(Tried(point.rate, point.stage, loss, ended.is_above_base))
+            floor = self.job.recipe.train.retain
+            tried.append(Tried(point.rate, point.stage, ended.loss_under(floor), ended.is_above_base(floor)))
             log.note(f"{arm.name}: learning rate {point.rate:g} ({point.stage}): {_told(ended)}")
         best = search.chosen(tried)
         if best is None:
@@ -217,7 +217,7 @@ class Work:
         for rate in (one.rate, one.rate * search.STEP, one.rate / search.STEP):
             unit = self._unit(one.way, "check", search.rounded(rate), self.job.recipe.train.seed, share=share)
             ended = self._make(unit)
-            losses[unit.rate] = math.inf if ended.loss is None else ended.loss
+            losses[unit.rate] = ended.loss_under(self.job.recipe.train.retain)
         return min(losses, key=lambda rate: losses[rate])
 
     def _measured(self, unit: Unit) -> Measured | None:
@@ -266,7 +266,8 @@ class Work:
         if times:
             tried = [ended.trying_seconds for _, ended in self._made if ended.strengths]
             strengths = sum(tried) / len(tried) if tried else 0.0
-            return Prices(train, row=sum(times) / len(times) / self.size.rows, strengths=strengths)
+            measured_row = sum(times) / len(times) / self.size.rows
+            return Prices(train, row=measured_row, strengths=strengths, has_floor=foretold.has_floor)
         return replace(foretold, train=train)
 
     def _done(self) -> Done:

@@ -153,7 +153,7 @@ class CompareSection(Section):
     data_curve: tuple[Percent, ...] = ()
     """Shares of the training rows in percent on which every method is trained as well, such as [25, 50, 100]; smaller parts lie in the larger ones."""
     strengths: bool = True
-    """After each whole training also try 30, 50, 70 and 85 % of the update on validation rows, where the general ability can be told: what would be kept and gained. Guards are judged by it."""
+    """After each whole training also try 30, 50, 70 and 85 % of the update on validation rows, where the general ability can be told: what would be kept and gained. Guards are judged by it. With `train.retain` shares are tried in any case, after every training, and decide."""
     delta: float = Field(default=0.01, gt=0)
     """Differences below this count as none: as it stands for shares and scores, as a part of the base's figure for losses."""
 
