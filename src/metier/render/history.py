@@ -36,7 +36,15 @@ def show(found: Sequence[dict[str, Any]], root: Path) -> None:
         return
     table = Table(box=None, pad_edge=False)
     for title in ("run", "state", "task", "method", "base", "result"):
-        table.add_column(title, overflow="fold" if title == "run" else "ellipsis", no_wrap=title != "run")
+        # A run's path and what came of it may be long, and are given on more lines; the rest keeps to one.
+        is_long = title in {"run", "result"}
+        table.add_column(
+            title,
+            overflow="fold" if is_long else "ellipsis",
+            no_wrap=not is_long,
+            min_width=10 if is_long else None,
+            max_width=24 if title == "method" else None,
+        )
     for row in found:
         table.add_row(*(str(row[key] or "") for key in ("run", "state", "task", "method", "base", "result")))
     console.print(table)
