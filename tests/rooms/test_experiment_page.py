@@ -296,6 +296,18 @@ def test_conditions_name_model_rows_seeds_steps_precision_delta_budget_and_what_
     assert "2 finer points" in last
 
 
+def test_arms_that_learnt_nothing_beyond_the_closed_form_do_not_come_first():
+    found = made.comparison()
+    cells = [tuple(cell.model_copy(update={"best_step": 0}) for cell in arm.cells) for arm in found.arms]
+    arms = tuple(arm.model_copy(update={"cells": own}) for arm, own in zip(found.arms, cells, strict=True))
+    assert report.experiment_verdict(found.model_copy(update={"arms": arms}))[0] == (
+        "No step of tuning was better on validation than what is fitted in closed form before it, which reaches"
+        " 86.1 % by itself (Accuracy)."
+    )
+    arms = (found.arms[0], *arms[1:])
+    assert "comes first" in report.experiment_verdict(found.model_copy(update={"arms": arms}))[0]
+
+
 def test_arms_that_all_diverged_are_said():
     arms = tuple(arm.model_copy(update={"figures": {}}) for arm in made.comparison().arms)
     assert "every training diverged" in report.experiment_verdict(made.comparison(arms, pairs=()))[0]

@@ -16,6 +16,7 @@ from metier.report.experiment.view import BASE, View, known
 WORDS = {
     "en": {
         "none": "No arm ended with numbers: every training diverged.",
+        "fitted": "No step of tuning was better on validation than what is fitted in closed form before it, which reaches {figure} by itself ({title}).",
         "cheap wins": "Tuning is not worth it here: {baseline} reaches {figure} without it, the best tuned arm, {arm}, {tuned} ({title}).",
         "cheap as well": "A cheap way does as well: {baseline} reaches {figure} without tuning, the best tuned arm, {arm}, {tuned} ({title}; differences below {delta} count as none).",
         "cheap loses": "The best cheap way, {baseline}, reaches {figure}.",
@@ -52,6 +53,7 @@ WORDS = {
     },
     "zh": {
         "none": "没有任何方法得到数值：所有训练都发散了。",
+        "fitted": "没有任何一步微调在验证集上优于此前的闭式拟合，仅凭拟合即达到 {figure}（{title}）。",
         "cheap wins": "此处不值得微调：{baseline}不经微调即达到 {figure}，而最好的微调方法（{arm}）为 {tuned}（{title}）。",
         "cheap as well": "廉价方法同样好：{baseline}不经微调即达到 {figure}，最好的微调方法（{arm}）为 {tuned}（{title}；小于 {delta} 的差异视为没有差异）。",
         "cheap loses": "最好的廉价方法（{baseline}）达到 {figure}。",
@@ -113,7 +115,8 @@ def _lines(view: View) -> tuple[str, ...]:
     say = WORDS[view.voice.language]
     if not view.ranked():
         return say["none"], _conditions(view)
-    headlines = [line for line in (_cheap(view), _over_base(view), _between(view)) if line]
+    fitted = _fitted(view)
+    headlines = [line for line in (_cheap(view), _over_base(view), fitted or _between(view)) if line]
     second = [*headlines[1:], _amounts(view), _ratio(view), "" if _cheap(view) else _cheap_loses(view)]
     return headlines[0], say["space"].join(line for line in second if line), _conditions(view)
 
@@ -136,6 +139,14 @@ def beside(view: View, best: Arm, other: str) -> Beside | None:
     d = pair.difference
     verdict = turned.get(pair.verdict, pair.verdict)
     return Beside(other, -d.value, (-d.high, -d.low), (-d.narrow_high, -d.narrow_low), verdict, pair)
+
+
+def _fitted(view: View) -> str:
+    """That every training of every arm kept its start; "" where one learnt something."""
+    if any(cell.best_step for arm in view.found.arms for cell in arm.cells):
+        return ""
+    figure = view.voice.amount(view.ranked()[0].figures[view.found.primary].value, view.unit)
+    return _say(view, "fitted", figure=figure)
 
 
 def _cheap(view: View) -> str:
