@@ -29,8 +29,8 @@ from metier.report import Voice, compare_table, plain, write_comparison
 SYSTEM = "Reply in JSON."
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
-    "lora": {"method": {"kind": "lora", "rank": 16, "alpha": 32}, "train": {"learning_rate": 2e-3}},
-    "full": {"method": {"kind": "full"}, "train": {"learning_rate": 1e-4}},
+    "lora": {"method": {"kind": "lora", "rank": 16, "alpha": 32}, "train": {"learning_rate": 1.5e-3}},
+    "full": {"method": {"kind": "full"}, "train": {"learning_rate": 1.5e-4}},
 }
 """Each method with a rate that suits it: the same rate for both would only show that one of them is wrong."""
 
@@ -104,7 +104,7 @@ def recipe(method: str, folder: Path) -> dict[str, Any]:
         "data": {name: str(desk.joinpath(f"{name}.jsonl")) for name in ("train", "validation", "test")},
         "task": {"kind": "chat", "system": SYSTEM, "max_tokens": 256},
         "method": METHODS[method]["method"],
-        "train": {"epochs": 0.8, "batch_size": 4, "evaluations": 2, **METHODS[method]["train"]},
+        "train": {"epochs": 0.3, "batch_size": 2, "evaluations": 2, **METHODS[method]["train"]},
         "evaluate": {
             "rows": 100,
             "max_new_tokens": 40,
