@@ -268,6 +268,12 @@ class TestArms:
         assert third.train.schedule.gamma == pytest.approx(0.9**3)
         assert third.train.evaluations == 2
 
+    def test_fewer_steps_take_a_higher_rate(self, place):
+        recipe = parse(sums(place, "x"))
+        arm = arms_of(recipe)[0]
+        peaks = [recipe_of(Unit(arm, "coarse", 1e-3, 0, length=n), recipe, 160).train.learning_rate for n in (1, 1 / 3)]
+        assert peaks == [1e-3, pytest.approx(1e-3 * 3**0.5)]
+
 
 class TestChecks:
     def test_too_few_rows_and_lacking_classes_are_told_together(self, place):
@@ -575,7 +581,7 @@ class TestPlan:
         assert not (place / "runs" / "planned-compare").exists()
 
     def test_a_budget_leaves_out_what_it_says(self, place):
-        recipe = parse(teams(place, "planned"), ["train.max_steps=3000", "train.epochs=900", "compare.budget=5s"])
+        recipe = parse(teams(place, "planned"), ["train.max_steps=30000", "train.epochs=9000", "compare.budget=5s"])
         with pytest.raises(RecipeError, match="not enough for even one method"):
             experiment.plan(recipe)
 

@@ -75,7 +75,8 @@ class Trial(Value):
     """One short training of the search for a learning rate."""
 
     rate: float
-    """Peak learning rate."""
+    """Peak learning rate of the whole training that it stands for; it was itself trained with more, for it took fewer
+    steps."""
     stage: Literal["coarse", "fine", "edge"]
     """A first point of the grid, a point beside the best, or one beyond the grid's end."""
     loss: float | None

@@ -49,7 +49,8 @@ EN: Mapping[str, str] = {
     "degrees": "Degrees of freedom",
     "smallest_seen": "Still seen",
     "rates": "The search for a learning rate",
-    "rates_lead": "Validation loss of short trainings; a ring marks the rate that was chosen.",
+    "rates_lead": "Validation loss of short trainings, by the rate of the whole training that each stands for: its own "
+    "was higher, to suit its fewer steps. A ring marks the one that was chosen.",
     "stage_coarse": "coarse grid",
     "stage_fine": "beside the best",
     "stage_edge": "beyond the grid",
@@ -160,7 +161,7 @@ ZH: Mapping[str, str] = {
     "degrees": "自由度",
     "smallest_seen": "可察觉的差异",
     "rates": "学习率搜索",
-    "rates_lead": "短训练的验证损失；圆环表示选定的学习率。",
+    "rates_lead": "短训练的验证损失：步数较少，学习率相应提高；横轴是它所代表的完整训练的学习率，圆环为选定值。",
     "stage_coarse": "粗网格",
     "stage_fine": "最佳点两侧",
     "stage_edge": "网格之外",
