@@ -272,7 +272,7 @@ class TestArms:
         recipe = parse(sums(place, "x"))
         arm = arms_of(recipe)[0]
         peaks = [recipe_of(Unit(arm, "coarse", 1e-3, 0, length=n), recipe, 160).train.learning_rate for n in (1, 1 / 3)]
-        assert peaks == [1e-3, pytest.approx(3e-3)]
+        assert peaks == [1e-3, pytest.approx(1e-3 * 3**0.5)]
 
 
 class TestChecks:

@@ -72,14 +72,13 @@ class Unit:
 
     @property
     def peak(self) -> float:
-        """The peak learning rate that it is trained with: fewer steps bear a higher one, by their share.
+        """The peak learning rate that it is trained with: fewer steps bear a higher one, by the root of their share.
 
-        A step of Adam moves a weight by at most about the rate (Kingma and Ba 2015, arXiv:1412.6980, section 2.1), so
-        that rate times steps is how far it can go. Measured: at one and the same rate, thirds of 121 steps of SmolLM2
-        (LoRA and full) and of 321 steps of MiniLM (full) chose a rate three times too high; by a bound for plain
-        gradient descent (the root of the share, Defazio et al. 2023, arXiv:2310.07831) it was still too high.
+        Source: the best rate of a linear decay over T steps falls as 1/sqrt(T), Defazio et al. 2023,
+        arXiv:2310.07831. Measured (docs/evidence/ways.md): judged at one and the same rate, a third of the steps chose
+        up to three times what whole trainings were best with; with a third of it, MiniLM learnt too little.
         """
-        return self.rate / self.length
+        return self.rate / math.sqrt(self.length)
 
     @property
     def folder(self) -> Path:
