@@ -471,15 +471,11 @@ def without_times(value):
     return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
-@pytest.fixture(scope="module")
-def floored(place):
-    """Full tuning under a floor that little of any update keeps."""
-    tree = teams(place, "floored", train={"retain": 0.98}, compare={"methods": ["full"], "data_curve": []})
-    return metier.compare(tree)
-
-
 class TestFloor:
-    def test_every_training_is_dialled_and_the_search_judges_what_keeps_the_floor(self, floored):
+    def test_every_training_is_dialled_and_the_search_judges_what_keeps_the_floor(self, place):
+        floored = metier.compare(
+            teams(place, "floored", train={"retain": 0.98}, compare={"methods": ["full"], "data_curve": []})
+        )
         (arm,) = floored.comparison.arms
         trials = [read(path) for path in sorted((floored.path / "trials").glob("full/*/result.json"))]
         assert len(trials) == len(arm.trials) + 2

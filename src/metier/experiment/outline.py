@@ -22,10 +22,9 @@ if TYPE_CHECKING:
     from metier.planning import MethodPlan, Plan
     from metier.run.job import Job
 
-GENERAL_TOKENS = {"off": 0, "neutral": 20_600, "neutral-en": 8_600, "neutral-zh": 11_900}
-"""Tokens of the shipped retention pack, as SmolLM2 counts them; a pack of the user's is taken for the whole of ours."""
-CHOOSING_TOKENS = {"neutral-en": 700, "neutral-zh": 1_300, "neutral": 1_900}
-"""Those of the shipped texts by which a strength is chosen."""
+PACK_TOKENS = {"off": (0, 0), "neutral": (20_600, 1_900), "neutral-en": (8_600, 700), "neutral-zh": (11_900, 1_300)}
+"""Tokens of the shipped retention pack, and of the texts by which a strength is chosen, as SmolLM2 counts them; a pack
+of the user's is taken for the whole of ours."""
 ANSWERING = 3.0
 """What a generated token costs, in tokens that are read: each is a pass of its own over the weights. Judgement."""
 
@@ -141,13 +140,12 @@ def _prices(job: Job, train: Mapping[str, float], plan: Plan) -> Prices:
     evaluate = job.recipe.evaluate
     answers = ANSWERING * evaluate.max_new_tokens if evaluate.generate and job.head in {"causal", "seq2seq"} else 0.0
     mean = plan.tokens / max(plan.steps * job.recipe.train.batch_size, 1)
-    general = token * GENERAL_TOKENS.get(evaluate.retention, GENERAL_TOKENS["neutral"])
+    general, choosing = PACK_TOKENS.get(evaluate.retention, PACK_TOKENS["neutral"])
     has_floor = job.recipe.train.retain is not None
     shares = SHARES if has_floor else PATH
-    choosing = CHOOSING_TOKENS.get(evaluate.retention, CHOOSING_TOKENS["neutral"])
     tried = token * len(shares) * (mean * len(job.validation) + choosing)
     strengths = tried if (has_floor or job.recipe.compare.strengths) and job.keeps else 0.0
-    return Prices(train, row=token * (mean + answers), fixed=general, strengths=strengths, has_floor=has_floor)
+    return Prices(train, row=token * (mean + answers), fixed=token * general, strengths=strengths, has_floor=has_floor)
 
 
 def outline(foreseen: Foreseen, arms: Sequence[Arm], asked: Size, size: Size, allowed: float | None) -> Outline:

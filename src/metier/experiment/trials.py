@@ -76,7 +76,7 @@ class Unit:
 
         Source: the best rate of a linear decay over T steps falls as 1/sqrt(T), Defazio et al. 2023,
         arXiv:2310.07831. Measured (docs/evidence/ways.md): judged at one and the same rate, a third of the steps chose
-        up to three times what whole trainings were best with; with a third of it, MiniLM learnt too little.
+        up to three times what whole trainings were best with.
         """
         return self.rate / math.sqrt(self.length)
 
