@@ -15,8 +15,14 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SHAPES = {
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -29,7 +35,18 @@ SHAPES = {
 """Source: the configurations that Qwen publishes with Qwen3-0.6B and Qwen3-8B."""
 CASES = (("0.6B", "lora"), ("0.6B", "full"), ("8B", "lora"))
 """Full fine-tuning of 8 B parameters does not fit on one card of 80 GB."""
+ROWS = {"tiny": 30, "0.6B": 30, "8B": 15}
+PACK = {"tiny": 2048, "0.6B": 16_384, "8B": 8192}
+"""Rows of a step and, in the mean, their tokens: what fits beside 8 B parameters on a card of 80 GB."""
+PEERS = {
+    "trl packed": {"packing": True, "attention": "sdpa"},
+    "trl packed, flex": {"packing": True, "attention": "flex_attention"},
+    "trl padded": {"packing": False, "attention": "sdpa"},
+}
+"""Settings of TRL, all with Liger's kernels."""
 LEARNT = 0.6
+WARM = 3
+"""Steps that are not counted: kernels are chosen, compiled and loaded in them."""
 
 
 def rows(count: int, vocabulary: int, longest: int) -> list[list[int]]:
@@ -41,16 +58,17 @@ def rows(count: int, vocabulary: int, longest: int) -> list[list[int]]:
     return [torch.randint(10, vocabulary, (size,), generator=chance).tolist() for size in sizes]
 
 
-def network(shape: str, device: str) -> Any:
+def network(shape: str, device: str, attention: str = "sdpa") -> Any:
     """A network with random weights, in bf16 on the device."""
     import torch
     from transformers import AutoModelForCausalLM, Qwen3Config
 
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(Qwen3Config(**SHAPES[shape]), dtype=torch.bfloat16)
+        config = Qwen3Config(**SHAPES[shape])
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=attention)
 
 
-def run_metier(shape: str, method: str, device: str, steps: int, longest: int) -> dict[str, float]:
+def run_metier(shape: str, method: str, given: argparse.Namespace, longest: int) -> dict[str, float]:
     """Steps of metier's own loop."""
     import torch
 
@@ -58,57 +76,117 @@ def run_metier(shape: str, method: str, device: str, steps: int, longest: int) -
     from metier.recipe import AdamW, CompleteTask, Constant, FullMethod, LoRAMethod, TrainSection
     from metier.tasks import build
     from metier.tasks.causal import token_row
-    from metier.training import Precision, build_optimizer, build_schedule, fit
+    from metier.training import Precision, build_optimizer, build_schedule, compiled, fit
     from metier.training.batches import steps as batches
 
+    device, steps = given.device, given.steps
     chosen = LoRAMethod(rank=16) if method == "lora" else FullMethod()
     module = adapt(network(shape, device), chosen, head="causal").module
     tokenizer: Any = SimpleNamespace(pad_token_id=0)
     task = build(CompleteTask(), tokenizer, head="causal", labels=(), context=longest, seed=0).suited(module)
-    made = rows(steps * 32, SHAPES[shape]["vocab_size"], longest)  # type: ignore[call-overload]
+    made = rows(steps * ROWS[shape], SHAPES[shape]["vocab_size"], longest)  # type: ignore[call-overload]
     examples = [token_row("-", ids, learnt_from=round(len(ids) * (1 - LEARNT))) for ids in made]
-    section = TrainSection(batch_size=32, max_steps=steps, precision="bf16", micro_batch_tokens=16_384)
+    section = TrainSection(
+        batch_size=ROWS[shape], max_steps=steps, precision="bf16", micro_batch_tokens=PACK[shape] * 5 // 4
+    )
     optimizer = build_optimizer(AdamW(), module, learning_rate=1e-5, adapters=method == "lora")
     schedule = build_schedule(Constant(), optimizer, total_steps=steps, steps_per_epoch=steps)
     precision = Precision("bf16", torch.device(device))
-    with lean(module):
+    began = time.perf_counter()
+    with compiled(module) if given.compile else lean(module):
         order = batches(len(examples), section, last=steps)
-        taken = list(fit(module, task, examples, order, optimizer, schedule, precision=precision, section=section))
-    counted = taken[2:]
-    return {"tokens": sum(r.tokens for r in counted), "seconds": sum(r.seconds for r in counted), "peak": peak(device)}
+        course = fit(module, task, examples, order, optimizer, schedule, precision=precision, section=section)
+        taken = [next(course)]
+        first = time.perf_counter() - began
+        taken += [next(course) for _ in range(WARM - 1)]
+        with profiled(given.profile):
+            taken += list(course)
+    counted = taken[WARM:]
+    return {
+        "tokens": sum(r.tokens for r in counted),
+        "seconds": sum(r.seconds for r in counted),
+        "peak": peak(device),
+        "first": first,
+    }
 
 
-def run_trl(shape: str, method: str, device: str, steps: int, longest: int) -> dict[str, float]:
-    """Steps of TRL's trainer with packing and Liger's kernels."""
+def tokenizer() -> Any:
+    """TRL asks for one, though the rows are tokens already."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "<end>": 1}, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<end>")
+
+
+@contextmanager
+def profiled(folder: str | None) -> Iterator[None]:
+    """Write which kernels took how long into the folder."""
+    if folder is None:
+        yield
+        return
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
+        yield
+    table = seen.key_averages().table(sort_by="self_device_time_total", row_limit=40, max_name_column_width=90)
+    Path(folder).write_text(table, "utf-8")
+
+
+def run_trl(engine: str, shape: str, method: str, given: argparse.Namespace, longest: int) -> dict[str, float]:
+    """Steps of TRL's trainer."""
+    import pyarrow
     from datasets import Dataset
+    from datasets.table import InMemoryTable
     from peft import LoraConfig
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     class Clock(TrainerCallback):
-        began = ended = 0.0
+        made = first = began = ended = 0.0
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
             Clock.ended = time.perf_counter()
-            if state.global_step == 2:
-                Clock.began = Clock.ended
+            if state.global_step == 1:
+                Clock.first = Clock.ended - Clock.made
+            if state.global_step == WARM:
+                _wait(given.device)
+                Clock.began = time.perf_counter()
 
-    made = rows(steps * 32, SHAPES[shape]["vocab_size"], longest)  # type: ignore[call-overload]
+    steps = given.steps
+    made = rows(steps * ROWS[shape], SHAPES[shape]["vocab_size"], longest)  # type: ignore[call-overload]
     mask = [[int(place >= len(ids) * (1 - LEARNT)) for place in range(len(ids))] for ids in made]
+    table = pyarrow.table({"input_ids": made, "completion_mask": mask})
+    packs = bool(PEERS[engine]["packing"])
     settings = SFTConfig(
-        output_dir="build/trl", per_device_train_batch_size=1, gradient_accumulation_steps=1, packing=True,
-        max_length=16_384, max_steps=steps, bf16=True, use_liger_kernel=True, gradient_checkpointing=False,
+        output_dir="build/trl", per_device_train_batch_size=1 if packs else ROWS[shape],
+        gradient_accumulation_steps=1, packing=packs, max_length=PACK[shape] if packs else longest, max_steps=steps,
+        bf16=given.device == "cuda", use_liger_kernel=given.device == "cuda", gradient_checkpointing=False,
         learning_rate=1e-5, save_strategy="no", report_to="none", disable_tqdm=True,
     )  # fmt: skip
     trainer = SFTTrainer(
-        model=network(shape, device),
+        model=network(shape, given.device, str(PEERS[engine]["attention"])),
         args=settings,
-        train_dataset=Dataset.from_dict({"input_ids": made, "completion_mask": mask}),
+        processing_class=tokenizer(),
+        train_dataset=Dataset(InMemoryTable(table), fingerprint="rows"),
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear") if method == "lora" else None,
         callbacks=[Clock()],
     )
+    Clock.made = time.perf_counter()
     trainer.train()
-    return {"tokens": (steps - 2) * 16_384, "seconds": Clock.ended - Clock.began, "peak": peak(device)}
+    _wait(given.device)
+    seconds = time.perf_counter() - Clock.began
+    sizes = [len(row["input_ids"]) for row in trainer.train_dataset]
+    in_step = sum(sizes) / len(sizes) * (1 if packs else ROWS[shape])
+    tokens = (steps - WARM) * in_step
+    return {"tokens": tokens, "seconds": seconds, "peak": peak(given.device), "first": Clock.first}
+
+
+def _wait(device: str) -> None:
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def peak(device: str) -> float:
@@ -150,33 +228,45 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--shape", help="one shape alone, such as 'tiny' to try the script")
+    parser.add_argument("--engines", default="", help="some alone, with ; between their names")
+    parser.add_argument("--compile", action="store_true", help="metier with train.compile")
+    parser.add_argument("--profile", help="file to write metier's kernels and their times to")
     parser.add_argument("--only", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     longest = 128 if given.shape == "tiny" else 1024
     if given.only:
         engine, shape, method = given.only
-        run = run_metier if engine == "metier" else run_trl
-        sys.stdout.write(json.dumps(run(shape, method, given.device, given.steps, longest)) + "\n")
+        mine = engine == "metier"
+        told = (run_metier if mine else partial(run_trl, engine))(shape, method, given, longest)
+        sys.stdout.write(json.dumps(told) + "\n")
         return
     speed = product_flops(given.device)
     print(f"a plain bf16 product: {speed / 1e12:.1f} TFLOP/s\n")
-    print("| shape | method | engine | tokens/s | share of the product | peak GB |\n|---|---|---|---|---|---|")
+    print("| shape | method | engine | tokens/s | share of the product | peak GB | first step, s |")
+    print("|---|---|---|---|---|---|---|")
     cases = [(given.shape, "lora"), (given.shape, "full")] if given.shape else CASES
+    engines = [("metier", sys.executable), *((name, given.peer_python) for name in PEERS if given.peer_python)]
     for shape, method in cases:
-        for engine, python in (("metier", sys.executable), ("trl", given.peer_python)):
-            if python:
+        for engine, python in engines:
+            if engine in given.engines.split(";") or not given.engines:
                 found = _run(python, engine, shape, method, given)
                 rate = found["tokens"] / found["seconds"]
                 share = rate * flops_per_token(shape, method) / speed
-                print(f"| {shape} | {method} | {engine} | {rate:,.0f} | {share:.0%} | {found['peak'] / 1e9:.1f} |")
+                print(
+                    f"| {shape} | {method} | {engine} | {rate:,.0f} | {share:.0%} "
+                    f"| {found['peak'] / 1e9:.1f} | {found['first']:.1f} |",
+                    flush=True,
+                )
 
 
 def _run(python: str, engine: str, shape: str, method: str, given: argparse.Namespace) -> dict[str, float]:
     command = [python, __file__, "--only", engine, shape, method, "--device", given.device, "--steps", str(given.steps)]
     command += ["--shape", given.shape] if given.shape else []
+    command += ["--compile"] if given.compile else []
+    command += ["--profile", f"{given.profile}-{shape}-{method}.txt"] if given.profile and engine == "metier" else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"{engine}, {shape}, {method}: {done.stderr[-2000:]}")
+        sys.exit(f"{engine}, {shape}, {method}: {done.stderr[-3000:]}")
     found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 

@@ -16,8 +16,9 @@ import torch
 from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from metier.models.lean.numbers import exact
-from metier.models.lean.pack import Pack
+from metier.models.lean.numbers import exact, working
+from metier.models.lean.on_device import flash, flashes, flexible
+from metier.models.lean.pack import Attending, Pack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,16 +32,6 @@ NAME = "metier_packed"
 
 _known: Any = WeakTensorKeyDictionary()
 """What was prepared for a pack's mask, so that it is read once and not in every layer."""
-
-
-@dataclass(frozen=True, slots=True)
-class _How:
-    """One way of attending over a pack; layers of a network may have two."""
-
-    pack: Pack
-    causal: bool
-    scale: float
-    window: int | None
 
 
 def pack_of(mask: Any) -> Pack | None:
@@ -116,12 +107,15 @@ def attention(
         raise NotImplementedError(f"packed attention with {', '.join(asked) or 'a cache'}")
     prepared = _known[attention_mask]
     causal = more.get("is_causal")
-    how = _How(
+    how = Attending(
         pack,
         bool(getattr(module, "is_causal", True) if causal is None else causal),
         query.shape[-1] ** -0.5 if scaling is None else scaling,
         more.get("sliding_window"),
     )
+    query, key, value = (x.to(working(x)) for x in (query, key, value))
+    if flashes(query, value, how, dropout):
+        return flash(query, key, value, how, dropout, prepared), None
     if dropout:
         return _dropped(query, key, value, how, dropout, prepared), None
     if query.device.type == "cpu":
@@ -143,7 +137,7 @@ class _Blocks(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, how: _How) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, how: Attending) -> Tensor:
         q_THD, k_TKD, v_TKD = (x.detach().transpose(1, 2)[0] for x in (query, key, value))
         mixed_THD, total_TH = torch.empty_like(q_THD), torch.empty(q_THD.shape[:2], dtype=exact(q_THD.dtype))
         for block in _blocks(how, q_THD):
@@ -229,10 +223,10 @@ def _flat(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(0, 1)
 
 
-def _blocks(how: _How, like: Tensor) -> Iterator[_Block]:
+def _blocks(how: Attending, like: Tensor) -> Iterator[_Block]:
     """Every block; those of the pieces with themselves come first and touch each token once."""
     parents = [node for node in how.pack.nodes if node.reach > node.end]
-    if how.window is not None and how.pack.longest > how.window:
+    if how.narrow:
         yield from _narrow_blocks(how, parents, like)
         return
     for start, count, length in how.pack.runs():
@@ -242,7 +236,7 @@ def _blocks(how: _How, like: Tensor) -> Iterator[_Block]:
         yield _Block(slice(node.end, node.reach), slice(node.start, node.end), is_first=False)
 
 
-def _narrow_blocks(how: _How, parents: Sequence[Node], like: Tensor) -> Iterator[_Block]:
+def _narrow_blocks(how: Attending, parents: Sequence[Node], like: Tensor) -> Iterator[_Block]:
     """The same where a window hides what stands too far before."""
     for node in how.pack.nodes:
         tokens = slice(node.start, node.end)
@@ -256,7 +250,7 @@ def _narrow_blocks(how: _How, parents: Sequence[Node], like: Tensor) -> Iterator
         yield _Block(rows, columns, mask=_added(hidden, like), is_first=False, blind=hidden.all(dim=1))
 
 
-def _hidden(how: _How, rows: slice, columns: slice) -> Tensor:
+def _hidden(how: Attending, rows: slice, columns: slice) -> Tensor:
     """What a sliding window hides, shape (rows, columns), bool."""
     position = how.pack.positions
     window = how.pack.tokens if how.window is None else how.window
@@ -267,9 +261,11 @@ def _added(hidden: Tensor, like: Tensor) -> Tensor:
     return torch.zeros(hidden.shape, dtype=like.dtype).masked_fill_(hidden, float("-inf"))[None, None]
 
 
-def _dropped(query: Tensor, key: Tensor, value: Tensor, how: _How, dropout: float, prepared: dict[Any, Any]) -> Tensor:
+def _dropped(
+    query: Tensor, key: Tensor, value: Tensor, how: Attending, dropout: float, prepared: dict[Any, Any]
+) -> Tensor:
     """With attention dropout, which no flash kernel of the CPU does: rows of like length padded to one another."""
-    if how.pack.shares or (how.window is not None and how.pack.longest > how.window):
+    if how.pack.shares or how.narrow:
         raise NotImplementedError("attention dropout with a shared beginning or a sliding window")
     if "like" not in prepared:
         prepared["like"] = [_Like.of(nodes, query.device) for nodes in _like_lengths(how.pack)]
@@ -366,35 +362,3 @@ class _Unpad(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         padded = slope.index_select(0, ctx.like.place_P)
         return padded.mul_(ctx.like.real_SL.flatten()[:, None]), None
-
-
-def flexible(query: Tensor, key: Tensor, value: Tensor, how: _How, prepared: dict[Any, Any]) -> Tensor:
-    """On a device: torch's FlexAttention, which skips the blocks of a mask that hide everything."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    kind = (how.causal, how.window)
-    if kind not in prepared:
-        start, reach = (x.to(query.device) for x in how.pack.bounds)
-        position, tokens = how.pack.positions.to(query.device), how.pack.tokens
-
-        def seen(_b: Tensor, _h: Tensor, row: Tensor, column: Tensor) -> Tensor:
-            first = column if how.causal else start[column]
-            found = (row >= first) & (row < reach[column])
-            return found if how.window is None else found & (position[row] - position[column] < how.window)
-
-        prepared[kind] = create_block_mask(seen, None, None, tokens, tokens, device=query.device)
-    run = _compiled(flex_attention) if query.device.type == "cuda" else flex_attention
-    mixed: Tensor = run(
-        query, key, value, block_mask=prepared[kind], scale=how.scale, enable_gqa=query.shape[1] != key.shape[1]
-    )
-    return mixed.transpose(1, 2)
-
-
-_compiled_functions: dict[Any, Any] = {}
-
-
-def _compiled(function: Any) -> Any:
-    """FlexAttention is a kernel only when compiled; once for all layers and packs."""
-    if function not in _compiled_functions:
-        _compiled_functions[function] = torch.compile(function, dynamic=True)
-    return _compiled_functions[function]

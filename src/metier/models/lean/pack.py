@@ -119,6 +119,28 @@ class Pack:
 
 
 @dataclass(frozen=True, slots=True)
+class Attending:
+    """One way of attending over a pack; layers of a network may have two.
+
+    Attributes:
+        pack: The pack.
+        causal: Whether a token sees only what stands before it.
+        scale: Factor of the scores.
+        window: A token sees what stands less than so many places before it; None for all.
+    """
+
+    pack: Pack
+    causal: bool
+    scale: float
+    window: int | None
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the window hides anything."""
+        return self.window is not None and self.pack.longest > self.window
+
+
+@dataclass(frozen=True, slots=True)
 class Packed:
     """Rows in a pack.
 

@@ -28,6 +28,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """The normed states, in their own format."""
+        if hidden.device.type != "cpu":
+            weight = (self.weight + self._offset if self._offset else self.weight).to(hidden.dtype)
+            return F.rms_norm(hidden, weight.shape, weight, self._eps)
         normed: Tensor = _RMSNorm.apply(hidden, self.weight, self._eps, self._offset)  # type: ignore[no-untyped-call]
         return normed
 
@@ -79,6 +82,8 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         gate, up = ctx.saved_tensors
+        if slope.device.type != "cpu":
+            return torch.ops.aten.silu_backward(slope * up, gate), slope * F.silu(gate)
         of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
         for g, u, given, to_gate, to_up in _pieces(gate, up, slope, of_gate, of_up):
             gating = torch.sigmoid(g)
