@@ -84,23 +84,24 @@ def run_metier(shape: str, method: str, given: argparse.Namespace, longest: int)
     module = adapt(network(shape, device), chosen, head="causal").module
     tokenizer: Any = SimpleNamespace(pad_token_id=0)
     task = build(CompleteTask(), tokenizer, head="causal", labels=(), context=longest, seed=0).suited(module)
-    made = rows(steps * ROWS[shape], SHAPES[shape]["vocab_size"], longest)  # type: ignore[call-overload]
+    more = steps + (given.profile is not None)
+    made = rows(more * ROWS[shape], SHAPES[shape]["vocab_size"], longest)  # type: ignore[call-overload]
     examples = [token_row("-", ids, learnt_from=round(len(ids) * (1 - LEARNT))) for ids in made]
     section = TrainSection(
-        batch_size=ROWS[shape], max_steps=steps, precision="bf16", micro_batch_tokens=PACK[shape] * 5 // 4
+        batch_size=ROWS[shape], max_steps=more, precision="bf16", micro_batch_tokens=PACK[shape] * 5 // 4
     )
     optimizer = build_optimizer(AdamW(), module, learning_rate=1e-5, adapters=method == "lora")
-    schedule = build_schedule(Constant(), optimizer, total_steps=steps, steps_per_epoch=steps)
+    schedule = build_schedule(Constant(), optimizer, total_steps=more, steps_per_epoch=more)
     precision = Precision("bf16", torch.device(device))
     began = time.perf_counter()
     with compiled(module) if given.compile else lean(module):
-        order = batches(len(examples), section, last=steps)
+        order = batches(len(examples), section, last=more)
         course = fit(module, task, examples, order, optimizer, schedule, precision=precision, section=section)
         taken = [next(course)]
         first = time.perf_counter() - began
-        taken += [next(course) for _ in range(WARM - 1)]
+        taken += [next(course) for _ in range(steps - 1)]
         with profiled(given.profile):
-            taken += list(course)
+            list(course)
     counted = taken[WARM:]
     return {
         "tokens": sum(r.tokens for r in counted),
@@ -120,17 +121,17 @@ def tokenizer() -> Any:
 
 
 @contextmanager
-def profiled(folder: str | None) -> Iterator[None]:
-    """Write which kernels took how long into the folder."""
-    if folder is None:
+def profiled(file: str | None) -> Iterator[None]:
+    """Write which kernels took how long into the file."""
+    if file is None:
         yield
         return
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
         yield
     table = seen.key_averages().table(sort_by="self_device_time_total", row_limit=40, max_name_column_width=90)
-    Path(folder).write_text(table, "utf-8")
+    Path(file).write_text(table, "utf-8")
 
 
 def run_trl(engine: str, shape: str, method: str, given: argparse.Namespace, longest: int) -> dict[str, float]:

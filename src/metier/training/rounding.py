@@ -10,6 +10,8 @@ Source: Gupta et al. 2015, arXiv:1502.02551; for bf16 weights, Zamirai et al. 20
 from __future__ import annotations
 
 import math
+from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 DROPPED_BITS = 16
 """Bits of a float32 that bf16 does not have."""
+MOST_IN_ONE_PASS = 1 << 31
+"""Numbers of a parameter that the GPU's kernel can tell apart."""
 
 
 class RoundedAdam(Optimizer):
@@ -82,12 +86,46 @@ class RoundedAdam(Optimizer):
             names = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ()))
             state.update({name: torch.zeros_like(parameter, dtype=torch.float32) for name in names}, step=0)
         state["step"] += 1
+        if _in_one_pass(parameter, group):
+            _move_in_one_pass(parameter, state, group, derive(self._seed, state["step"], self._places[parameter]))
+            return
         weight = parameter.float() * (1 - group["lr"] * group["weight_decay"])
         weight -= _update(parameter.grad, state, group)  # type: ignore[arg-type]
         if parameter.dtype == torch.bfloat16:
             seed = derive(self._seed, state["step"], self._places[parameter])
             weight = rounded(weight, torch.Generator(parameter.device).manual_seed(seed))
         parameter.copy_(weight)
+
+
+def _in_one_pass(parameter: nn.Parameter, group: Mapping[str, Any]) -> bool:
+    """Whether the GPU's kernel can move it."""
+    gradient = parameter.grad
+    return (
+        parameter.device.type == "cuda"
+        and parameter.dtype == torch.bfloat16
+        and gradient is not None
+        and gradient.is_contiguous()
+        and parameter.is_contiguous()
+        and parameter.numel() < MOST_IN_ONE_PASS
+        and not group["amsgrad"]
+        and _has_triton()
+    )
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def _move_in_one_pass(parameter: nn.Parameter, state: Mapping[str, Any], group: Mapping[str, Any], seed: int) -> None:
+    from metier.training.rounded_kernel import move
+
+    fast, slow = group["betas"]
+    move(
+        parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"],  # type: ignore[arg-type]
+        seed=seed, keep=1 - group["lr"] * group["weight_decay"], fast=1 - fast, slow=1 - slow,
+        root=math.sqrt(1 - slow ** state["step"]), eps=group["eps"], rate=group["lr"] / (1 - fast ** state["step"]),
+    )  # fmt: skip
 
 
 def _update(gradient: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:

@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 CAPS = ("final_logit_softcapping", "logits_soft_cap")
 """Names that configurations give to the cap of the scores."""
 ROOM = 2e-3
-"""Largest difference beside the largest score: far above what the order of sums does in float32 or bf16, far below what
-a leak or a wrong position does."""
+"""Largest difference beside the largest score: far above what the order of sums does in float32, far below what a leak
+or a wrong position does."""
+ROOM_HALF = 0.08
+"""The same in bf16 and fp16. Measured in bf16 with SmolLM2-135M and with 28 blocks of random weights: the order of sums
+makes up to 0.036, a leak 0.18 to 1.3."""
 TRIED = (19, 23, 4)
 """Lengths of the rows that are tried; the first two begin with the same 17 tokens."""
 
@@ -172,15 +175,16 @@ def _try(module: nn.Module, network: Any, rows: list[list[int]], plain: list[Ten
     register()
     network.set_attn_implementation(NAME)
     said = "it answers otherwise in a pack"
+    room = ROOM_HALF if network.dtype in {torch.bfloat16, torch.float16} else ROOM
     try:
         found = _answer(module, inputs(rows, packed, form), torch.tensor(packed.begins))
         if plain[0].ndim == 2:
             fits = all(
-                _close(found[begin + len(row) - 2 : begin + len(row)], wanted[-2:])
+                _close(found[begin + len(row) - 2 : begin + len(row)], wanted[-2:], room)
                 for row, begin, wanted in zip(rows, packed.begins, plain, strict=True)
             )
         else:
-            fits = _close(found, torch.stack(plain))
+            fits = _close(found, torch.stack(plain), room)
     except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AttributeError) as error:
         fits, said = False, f"in a pack it raises {type(error).__name__}"
     if fits:
@@ -241,6 +245,6 @@ def _calm(module: nn.Module) -> Iterator[None]:
         module.train(was_training)
 
 
-def _close(found: Tensor, wanted: Tensor) -> bool:
-    room = ROOM * wanted.abs().max().clamp(min=1e-6)
+def _close(found: Tensor, wanted: Tensor, share: float = ROOM) -> bool:
+    room = share * wanted.abs().max().clamp(min=1e-6)
     return found.shape == wanted.shape and bool((found - wanted).abs().max() <= room)

@@ -122,7 +122,7 @@ class _Flash(torch.autograd.Function):
             ends, settings = call.settings(how)
             part, sums_HT, *chances = torch.ops.aten._flash_attention_forward(  # noqa: SLF001 - the kernel behind SDPA,
                 q_THD[call.rows], k_TKD[call.columns], v_TKD[call.columns], *ends,
-                dropout, call.itself and how.causal, False, **settings,
+                dropout, call.itself and how.causal, return_debug_mask=False, **settings,
             )[:4]  # fmt: skip
             if call.itself:
                 mixed_THD, total_HT, ctx.chances = part, sums_HT, chances
@@ -130,7 +130,8 @@ class _Flash(torch.autograd.Function):
                 _join_(mixed_THD[call.rows], total_HT[:, call.rows], part, sums_HT)
         ctx.save_for_backward(query, key, value, mixed_THD, total_HT)
         ctx.how, ctx.dropout, ctx.calls = how, dropout, calls
-        return mixed_THD[None]
+        answer: Tensor = mixed_THD[None]
+        return answer
 
     @staticmethod
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
