@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -45,6 +46,7 @@ PEERS = {
 }
 """Settings of TRL, all with Liger's kernels."""
 LEARNT = 0.6
+GROWING = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 WARM = 3
 """Steps that are not counted: kernels are chosen, compiled and loaded in them."""
 
@@ -265,7 +267,8 @@ def _run(python: str, engine: str, shape: str, method: str, given: argparse.Name
     command += ["--shape", given.shape] if given.shape else []
     command += ["--compile"] if given.compile else []
     command += ["--profile", f"{given.profile}-{shape}-{method}.txt"] if given.profile and engine == "metier" else []
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # Packs of ever new sizes else leave gaps in a card's memory that no later one fits.
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **GROWING})
     if done.returncode:
         sys.exit(f"{engine}, {shape}, {method}: {done.stderr[-3000:]}")
     found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])

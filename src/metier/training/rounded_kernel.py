@@ -1,8 +1,10 @@
 """Adam on bf16 weights in one pass over a GPU's memory; the formulas are those of `rounding`."""
 
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import triton
 import triton.language as tl
@@ -16,11 +18,11 @@ SEEDS = (1 << 31) - 1
 """Largest seed, so that the kernel is compiled for one kind of number."""
 
 
-@triton.jit(do_not_specialize=["seed"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["seed"])
 def _move(
-    weight: Any, gradient: Any, first: Any, second: Any, count: Any, seed: Any, keep: Any, fast: Any, slow: Any,
-    root: Any, eps: Any, rate: Any, BLOCK: tl.constexpr,
-) -> None:  # fmt: skip
+    weight, gradient, first, second, count, seed, keep, fast, slow, root, eps, rate,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = place < count
     g = tl.load(gradient + place, mask=there).to(tl.float32)

@@ -10,6 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 WIDEST = 256
 """Most numbers of a head that the flash kernel takes. Source: Dao 2023, arXiv:2307.08691."""
+
+NARROWEST = 16
+"""Fewest numbers of a head that FlexAttention's kernel takes. Source: its own refusal, torch 2.11."""
 
 
 def flashes(query: Tensor, value: Tensor, how: Attending, dropout: float) -> bool:
@@ -176,11 +180,15 @@ def flexible(query: Tensor, key: Tensor, value: Tensor, how: Attending, prepared
             return found if how.window is None else found & (position[row] - position[column] < how.window)
 
         prepared[kind] = create_block_mask(seen, None, None, tokens, tokens, device=query.device)
-    run = _compiled(flex_attention) if query.device.type == "cuda" else flex_attention
+    run, width = flex_attention, value.shape[-1]
+    if query.device.type == "cuda":
+        run = _compiled(flex_attention)
+        # Zeros change neither a score nor what is mixed.
+        query, key, value = (F.pad(x, (0, max(0, NARROWEST - x.shape[-1]))) for x in (query, key, value))
     mixed: Tensor = run(
         query, key, value, block_mask=prepared[kind], scale=how.scale, enable_gqa=query.shape[1] != key.shape[1]
     )
-    return mixed.transpose(1, 2)
+    return mixed[..., :width].transpose(1, 2)
 
 
 @cache

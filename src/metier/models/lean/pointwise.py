@@ -5,6 +5,8 @@ Shapes: ... tokens, H hidden, F feed-forward.
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -28,9 +30,6 @@ class RMSNorm(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """The normed states, in their own format."""
-        if hidden.device.type != "cpu":
-            weight = (self.weight + self._offset if self._offset else self.weight).to(hidden.dtype)
-            return F.rms_norm(hidden, weight.shape, weight, self._eps)
         normed: Tensor = _RMSNorm.apply(hidden, self.weight, self._eps, self._offset)  # type: ignore[no-untyped-call]
         return normed
 
@@ -38,14 +37,25 @@ class RMSNorm(nn.Module):
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, given: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
+        ctx.offset, ctx.eps, ctx.by_kernel = offset, eps, has_kernels(given)
+        if ctx.by_kernel:
+            ctx.save_for_backward(given, weight)
+            from metier.models.lean import kernels
+
+            return kernels.norm(given, weight, eps, offset)
         x = given.to(exact(given.dtype))
         shrink = (x.square().mean(-1, keepdim=True) + eps).rsqrt_()
         ctx.save_for_backward(given, shrink, weight)
-        ctx.offset = offset
         return (x * shrink).mul_(weight + offset if offset else weight).to(given.dtype)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # type: ignore[override]
+        if ctx.by_kernel:
+            given, weight = ctx.saved_tensors
+            from metier.models.lean import kernels
+
+            slopes = kernels.norm_slopes(given, weight, slope, ctx.eps, ctx.offset, learns=ctx.needs_input_grad[1])
+            return *slopes, None, None
         given, shrink, weight = ctx.saved_tensors
         normed = given.to(shrink.dtype) * shrink
         slope = slope.to(shrink.dtype)
@@ -74,6 +84,10 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
+        if has_kernels(gate):
+            from metier.models.lean import kernels
+
+            return kernels.gated(gate, up)
         inner = torch.empty_like(up)
         for g, u, out in _pieces(gate, up, inner):
             torch.mul(F.silu(g), u, out=out)
@@ -82,8 +96,10 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         gate, up = ctx.saved_tensors
-        if slope.device.type != "cpu":
-            return torch.ops.aten.silu_backward(slope * up, gate), slope * F.silu(gate)
+        if has_kernels(gate):
+            from metier.models.lean import kernels
+
+            return kernels.gated_slopes(gate, up, slope)
         of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
         for g, u, given, to_gate, to_up in _pieces(gate, up, slope, of_gate, of_up):
             gating = torch.sigmoid(g)
@@ -113,6 +129,20 @@ class Dropout(nn.Module):
 
 DRAWS = 1 << 16
 """Values of a 16-bit draw."""
+
+
+def has_kernels(x: Tensor) -> bool:
+    """Whether the GPU's kernels take these states."""
+    return x.device.type == "cuda" and x.dtype in KINDS and x.numel() > 0 and _has_triton()
+
+
+KINDS = (torch.bfloat16, torch.float16, torch.float32)
+"""Formats that the kernels take; their sums are in float32."""
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def _pieces(*tensors: Tensor) -> Any:
