@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -104,10 +106,8 @@ def run_metier(shape: str, method: str, given: argparse.Namespace, longest: int)
         taken += [next(course) for _ in range(steps - 1)]
         with profiled(given.profile):
             list(course)
-    counted = taken[WARM:]
     return {
-        "tokens": sum(r.tokens for r in counted),
-        "seconds": sum(r.seconds for r in counted),
+        "rate": statistics.median(r.tokens / r.seconds for r in taken[WARM:]),
         "peak": peak(device),
         "first": first,
     }
@@ -146,15 +146,14 @@ def run_trl(engine: str, shape: str, method: str, given: argparse.Namespace, lon
     from trl import SFTConfig, SFTTrainer
 
     class Clock(TrainerCallback):
-        made = first = began = ended = 0.0
+        times: tuple[float, ...] = ()
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-            Clock.ended = time.perf_counter()
-            if state.global_step == 1:
-                Clock.first = Clock.ended - Clock.made
-            if state.global_step == WARM:
-                _wait(given.device)
-                Clock.began = time.perf_counter()
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.on_step_end()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            _wait(given.device)
+            Clock.times += (time.perf_counter(),)
 
     steps = given.steps
     made = rows(steps * ROWS[shape], SHAPES[shape]["vocab_size"], longest)  # type: ignore[call-overload]
@@ -175,14 +174,15 @@ def run_trl(engine: str, shape: str, method: str, given: argparse.Namespace, lon
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear") if method == "lora" else None,
         callbacks=[Clock()],
     )
-    Clock.made = time.perf_counter()
     trainer.train()
-    _wait(given.device)
-    seconds = time.perf_counter() - Clock.began
+    seconds = [after - before for before, after in pairwise(Clock.times)]
     sizes = [len(row["input_ids"]) for row in trainer.train_dataset]
-    in_step = sum(sizes) / len(sizes) * (1 if packs else ROWS[shape])
-    tokens = (steps - WARM) * in_step
-    return {"tokens": tokens, "seconds": seconds, "peak": peak(given.device), "first": Clock.first}
+    in_step = statistics.fmean(sizes) * (1 if packs else ROWS[shape])
+    return {
+        "rate": in_step / statistics.median(seconds[WARM:]),
+        "peak": peak(given.device),
+        "first": seconds[0],
+    }
 
 
 def _wait(device: str) -> None:
@@ -228,7 +228,7 @@ def main() -> None:
     """Run every case in a process of its own and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", help="python of an environment with trl, peft and liger-kernel")
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--shape", help="one shape alone, such as 'tiny' to try the script")
     parser.add_argument("--engines", default="", help="some alone, with ; between their names")
@@ -253,10 +253,9 @@ def main() -> None:
         for engine, python in engines:
             if engine in given.engines.split(";") or not given.engines:
                 found = _run(python, engine, shape, method, given)
-                rate = found["tokens"] / found["seconds"]
-                share = rate * flops_per_token(shape, method) / speed
+                share = found["rate"] * flops_per_token(shape, method) / speed
                 print(
-                    f"| {shape} | {method} | {engine} | {rate:,.0f} | {share:.0%} "
+                    f"| {shape} | {method} | {engine} | {found['rate']:,.0f} | {share:.0%} "
                     f"| {found['peak'] / 1e9:.1f} | {found['first']:.1f} |",
                     flush=True,
                 )
