@@ -343,9 +343,18 @@ def _given(overrides: list[str] | None, trust_code: str | None) -> list[str]:
     return [*(overrides or ()), *([f"model.trust_code={trust_code}"] if trust_code else ())]
 
 
+SETTINGS = {
+    "TOKENIZERS_PARALLELISM": "false",
+    # Packs of ever new sizes else leave gaps in a GPU's memory that no later one fits; Windows cannot.
+    **({"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"} if sys.platform == "linux" else {}),
+}
+"""What other libraries read from the environment, unless the user has set it."""
+
+
 def main() -> None:
     """Run the command line; a user's mistake ends in one message and its exit code."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     # Training has its own, gentler handlers; anywhere else a signal ends the work in order, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

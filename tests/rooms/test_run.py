@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+import torch
+from safetensors import safe_open
 
 import metier
 from metier import evaluation, models, run, training
@@ -341,6 +343,15 @@ class TestLock:
 
 def lock(folder: Path, pid: int, host: str = "") -> None:
     (folder / ".lock").write_text(json.dumps({"host": host or socket.gethostname(), "pid": pid}))
+
+
+def test_an_adapter_of_a_base_in_bf16_stays_in_float32(place, tmp_path):
+    metier.train(
+        job(place, "chat-lora", train={"precision": "bf16"}, data={"seed": 7}, export={"folder": str(tmp_path / "run")})
+    )
+    with safe_open(tmp_path / "run" / "adapter" / "adapter_model.safetensors", "pt") as adapter:
+        kinds = {adapter.get_tensor(name).dtype for name in adapter.keys()}  # noqa: SIM118 - it is no dict
+    assert kinds == {torch.float32}
 
 
 class TestBaseMeasurement:

@@ -241,7 +241,7 @@ class _Several:
         folders = {f"task_{i}": place / "adapter" for i, place in enumerate(places)}
         wrapped: Any = adapt.load_adapters(self.base().model.module, folders)
         try:
-            self.base().precision.place(wrapped)
+            self.base().precision.follow(wrapped)
             return use(wrapped)
         finally:
             wrapped.unload()

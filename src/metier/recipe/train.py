@@ -126,7 +126,7 @@ class TrainSection(Section):
     patience: int | None = Field(default=None, ge=1)
     """Stop after so many evaluations without a better validation loss; null never stops early."""
     precision: Literal["auto", "fp32", "mixed", "bf16"] = "auto"
-    """"fp32": all in single precision. "mixed": bf16 arithmetic on fp32 weights. "bf16": weights too, rounded up or down by chance so that small updates are not lost. "auto": mixed on a GPU that has bf16, else fp32."""
+    """"fp32": all in single precision. "mixed": bf16 arithmetic on fp32 weights. "bf16": weights too, rounded up or down by chance so that small updates are not lost; what an adapter adds stays in fp32. "auto": mixed on a GPU that has bf16, else fp32."""
     activation_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Keep of each block only what goes into it and compute the rest again in the backward pass: the same gradient in much less memory, for about a third more time. "auto" does so only where the plan says that the run would not fit otherwise. Source: Chen et al. 2016, arXiv:1604.06174."""
     compile: bool = False

@@ -11,7 +11,7 @@ from metier import adapt, planning, training
 from metier.core import heap, log
 from metier.core.meter import Meter, peak_memory_bytes
 from metier.recipe import LoRAMethod
-from metier.run.job import choose_device, learning_rate
+from metier.run.job import choose_device, learning_rate, make_ready
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -179,8 +179,8 @@ class _Bench:
         self._section, self._parts, self._checkpointing = recipe.train, parts, checkpointing
         self._precision = training.choose(recipe.train, device)
         model = job.load()
-        self._module = adapt.adapt(model.module, recipe.method, head=job.head, new=(*model.new, *model.whole)).module
-        self._precision.place(self._module)
+        self._precision.place(model.module)
+        self._module = make_ready(job, model, self._precision).module
         self._optimizer = training.build_optimizer(
             recipe.train.optimizer,
             self._module,

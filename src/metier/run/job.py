@@ -297,7 +297,7 @@ def choose_device(recipe: Recipe) -> torch.device:
 
 
 def make_ready(job: Job, model: Model, precision: Precision) -> Adapted:
-    """The model's network made ready for the recipe's method, in place: new numbers are drawn by the recipe's seed."""
+    """The model's placed network made ready for the recipe's method: new numbers are drawn by the recipe's seed."""
     recipe = job.recipe
     seed_everything(derive(recipe.train.seed, "adapt"))
     made = adapt.adapt(
@@ -307,7 +307,7 @@ def make_ready(job: Job, model: Model, precision: Precision) -> Adapted:
         base_name=model.lineage.reference,
         new=(*model.new, *model.whole),
     )
-    precision.place(made.module)
+    precision.follow(made.module)
     return made
 
 

@@ -198,7 +198,7 @@ class _Base:
             base_name=model.lineage.reference,
             new=(*model.new, *model.whole),
         )
-        self.precision.place(adapted.module)
+        self.precision.follow(adapted.module)
         return adapted, self.suited[id(arm.task)].suited(adapted.module)
 
     def store(self, module: nn.Module) -> Store:

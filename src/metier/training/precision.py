@@ -33,6 +33,10 @@ class Precision:
         """Move the network to its device, in its resting format."""
         module.to(self.device, dtype=torch.bfloat16 if self.name == "bf16" else None)
 
+    def follow(self, module: nn.Module) -> None:
+        """Move what was added to a placed network to its device: an adapter stays in float32, for its small steps."""
+        module.to(self.device)
+
     def arithmetic(self) -> AbstractContextManager[object]:
         """The context of every forward pass."""
         if self.name == "mixed":
