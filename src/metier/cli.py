@@ -353,8 +353,7 @@ SETTINGS = {
 
 def main() -> None:
     """Run the command line; a user's mistake ends in one message and its exit code."""
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
+    os.environ.update({**SETTINGS, **os.environ})
     # Training has its own, gentler handlers; anywhere else a signal ends the work in order, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
