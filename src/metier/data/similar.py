@@ -7,15 +7,17 @@ there is nothing else, one word put before or after a text counts as near from s
 eleven, and another word in the middle from 29.
 
 Candidates come from prefix filtering: with shingles ordered from rare to common, two sets of Jaccard index t share one
-among the first |x| - ceil(t |x|) + 1 of each. It is exact, so there is no probability of a miss as with MinHash; every
-candidate is then verified. A shingle that stands in more than half of the texts, or in more than 2,000, is a template
-(an instruction before every question) and is left out of the sets.
+among the first |x| - ceil(t |x|) + 1 of each, and behind the first shared one there are enough of both. It is exact, so
+there is no probability of a miss as with MinHash; every candidate is then verified. A shingle that stands in more than
+half of the texts, or in more than 2,000, is a template (an instruction before every question) and is left out of the
+sets.
 
 Shingles stand on disk where they are many and are read in blocks; of a text itself a digest and a few numbers are held.
 
 Source: shingles and their Jaccard index, Broder 1997, doi:10.1109/SEQUEN.1997.666900; prefix filtering, Chaudhuri et
-al. 2006, doi:10.1109/ICDE.2006.9, and Bayardo et al. 2007, doi:10.1145/1242572.1242591; 0.8 and word 3-grams lie in
-the range of Lee et al. 2022, arXiv:2107.06499 (0.8 with 5-grams on documents), shortened for one-sentence rows.
+al. 2006, doi:10.1109/ICDE.2006.9, and Bayardo et al. 2007, doi:10.1145/1242572.1242591; by place in it, Xiao et al.
+2008, doi:10.1145/1367497.1367516; 0.8 and word 3-grams lie in the range of Lee et al. 2022, arXiv:2107.06499 (0.8 with
+5-grams on documents), shortened for one-sentence rows.
 """
 
 from __future__ import annotations
@@ -44,8 +46,10 @@ CHARACTERS_AT_ONCE = 500_000
 """Bounds memory: characters of the texts that are cut into shingles together."""
 MOST_BUCKETS = 22
 """Frequencies are counted in at most 2 to this power buckets, 16 MB."""
-PARTS = 16
+PARTS = 32
 """Prefixes are compared in so many parts, of which one is in memory."""
+PREFIX = np.dtype([("hash", np.uint64), ("row", np.int32), ("after", np.int32)])
+"""A shingle among the rarest of its text, that text, and how many shingles of it stand from this one on."""
 
 # Shapes: N texts, U units (words or characters) of all texts, S shingles of all texts, P candidate pairs.
 
@@ -197,8 +201,8 @@ class _Sets:
     def pairs(self, end: int, start: int) -> Iterator[tuple[int, int, float]]:
         """Pairs (i < end, j >= start, i < j) of near duplicates, each once."""
         seen = np.empty(0, np.int64)
-        for hash_S, row_S in self._prefixes():
-            for i_P, j_P in self._meeting(hash_S, row_S, end, start):
+        for prefix_S in self._prefixes():
+            for i_P, j_P in self._meeting(prefix_S, end, start):
                 new = np.setdiff1d(i_P * len(self._size_N) + j_P, seen)
                 seen = np.union1d(seen, new)
                 yield from self._verified(*np.divmod(new, len(self._size_N)))
@@ -228,12 +232,12 @@ class _Sets:
             counts = np.bincount(place, np.concatenate([counts, often]), len(hashes)).astype(np.int64)
         return hashes[counts > most]
 
-    def _prefixes(self) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
-        """Hash and text of the rarest shingles of each text, as many as prefix filtering needs, in parts by hash.
+    def _prefixes(self) -> Iterator[NDArray[Any]]:
+        """The rarest shingles of each text, as many as prefix filtering needs, in parts by hash.
 
         Any order of the shingles that all texts share will do; a shingle alone in its bucket meets no other.
         """
-        parts = [(Writer(np.uint64, in_memory=1 << 20), Writer(np.int64, in_memory=1 << 20)) for _ in range(PARTS)]
+        parts = [Writer(PREFIX, in_memory=1 << 19) for _ in range(PARTS)]
         for low, high in self._blocks():
             row_S, hash_S = self._read(np.arange(low, high))
             often_S = self._bucket[hash_S & self._mask]
@@ -243,32 +247,42 @@ class _Sets:
             self._size_N[low:high] = size_N
             position_S = np.arange(len(row_S)) - (np.cumsum(size_N) - size_N)[row_S - low]
             early_S = (position_S < (size_N - (4 * size_N + 4) // 5 + 1)[row_S - low]) & (often_S > 1)
-            part_S = hash_S[early_S] % PARTS
-            for part, (hashes, rows) in enumerate(parts):
-                hashes.add(hash_S[early_S][part_S == part])
-                rows.add(row_S[early_S][part_S == part])
-        for hashes, rows in parts:
-            yield hashes.done().read(0, len(hashes)), rows.done().read(0, len(rows))
+            prefix_S = np.empty(int(early_S.sum()), PREFIX)
+            prefix_S["hash"], prefix_S["row"] = hash_S[early_S], row_S[early_S]
+            prefix_S["after"] = (size_N[row_S - low] - position_S)[early_S]
+            for number, part in enumerate(parts):
+                part.add(prefix_S[prefix_S["hash"] % PARTS == number])
+        for part in parts:
+            yield part.done().read(0, len(part))
 
     def _meeting(
-        self, hash_S: NDArray[np.uint64], row_S: NDArray[np.int64], end: int, start: int
+        self, prefix_S: NDArray[Any], end: int, start: int
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Pairs that share one of these shingles and whose sizes allow the threshold, in blocks."""
-        distinct, column_S, often = np.unique(hash_S, return_inverse=True, return_counts=True)
-        shared_S = often[column_S] > 1
-        if not shared_S.any():
+        """Pairs that share one of these shingles and can still reach the threshold, in blocks.
+
+        All that two texts share stands, in the order of the shingles, from the first shared one on: where too little
+        does, this is not the first, or there are not enough.
+        """
+        if not len(prefix_S):
             return
-        prefix = _matrix(row_S[shared_S], column_S[shared_S], (len(self._size_N), len(distinct)))
-        right = prefix[start:].T.tocsr()
-        steps = np.cumsum(prefix[:end] @ np.diff(right.indptr))
-        for low, high in pairwise([0, *_cuts(steps), end]):
-            met = (prefix[low:high] @ right).tocoo()
-            i_P, j_P = met.row.astype(np.int64) + low, met.col.astype(np.int64) + start
-            less, more = (
-                np.minimum(self._size_N[i_P], self._size_N[j_P]),
-                np.maximum(self._size_N[i_P], self._size_N[j_P]),
-            )
-            kept_P = (i_P < j_P) & (5 * less >= 4 * more)
+        prefix_S = prefix_S[np.argsort(prefix_S["hash"], kind="stable")]  # texts stand in order already
+        new_S = np.append(True, prefix_S["hash"][1:] != prefix_S["hash"][:-1])
+        alone_S = new_S & np.append(new_S[1:], True)
+        prefix_S, new_S = prefix_S[~alone_S], new_S[~alone_S]
+        row_S, after_S, group_S = prefix_S["row"].astype(np.int64), prefix_S["after"], np.cumsum(new_S) - 1
+        ends_G = np.append(np.flatnonzero(new_S)[1:], len(new_S))
+        # Partners stand behind a shingle's own place, and behind those of its group that are no right side.
+        right_G = np.bincount(group_S[row_S >= start], minlength=len(ends_G))
+        first_S = np.maximum(np.arange(len(row_S)) + 1, (ends_G - right_G)[group_S])
+        many_S = np.where(row_S < end, ends_G[group_S] - first_S, 0)
+        for low, high in pairwise([0, *_cuts(np.cumsum(many_S)), len(row_S)]):
+            many = many_S[low:high]
+            left_P = np.repeat(np.arange(low, high), many)
+            right_P = np.repeat(first_S[low:high] - np.cumsum(many) + many, many) + np.arange(len(left_P))
+            i_P, j_P = row_S[left_P], row_S[right_P]
+            shared_most_P = np.minimum(after_S[left_P], after_S[right_P])
+            # Jaccard of at least 4/5 is 9 times what is shared against 4 times what both have.
+            kept_P = 9 * shared_most_P >= 4 * (self._size_N[i_P] + self._size_N[j_P])
             yield i_P[kept_P], j_P[kept_P]
 
     def _verified(self, i_P: NDArray[np.int64], j_P: NDArray[np.int64]) -> Iterator[tuple[int, int, float]]:
