@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,22 @@ class TestSearch:
         assert search.sensitivity(tried[:1]) is None
 
 
+class TestSettling:
+    def test_the_rate_below_is_written_as_it_was_tried(self):
+        tried = [Tried(rate, "coarse", 1.0, diverged=False) for rate in (1e-3, 1.73e-3, 3e-3)]
+        assert search.below(tried, 1.73e-3) == 1e-3
+        assert search.below(tried, 3e-3) == 1.73e-3
+        assert search.below(tried, 1e-3) == 5.77e-4
+
+    def test_a_loss_is_lower_by_more_than_nothing(self):
+        assert search.is_lower(0.9, 1.0)
+        assert search.is_lower(-1.0, -0.9)
+        assert search.is_lower(1.0, math.inf)
+        assert not search.is_lower(0.99999, 1.0)
+        assert not search.is_lower(math.inf, math.inf)
+        assert not search.is_lower(math.inf, 1.0)
+
+
 class TestBudget:
     size = Size(arms=("lora", "full"), trials=5, seeds=3, shares=(0.25, 0.5), rows=400)
     prices = Prices({"lora": 60.0, "full": 60.0}, row=0.1, once=10.0)
@@ -222,6 +239,14 @@ class TestBudget:
             budget.fit(self.size, self.prices, 30)
         enough = 6 * 60
         assert budget.fit(self.size, self.prices, enough).arms == ("lora",)
+
+    def test_fine_points_bring_one_whole_training_more_for_each_method(self):
+        coarse = replace(self.size, trials=3)
+        fine, less = (budget.seconds_left(size, self.prices, Done()) for size in (self.size, coarse))
+        assert fine - less == pytest.approx(2 * (2 * 60 / 3 + 60))
+        assert self.size.trainings - coarse.trainings == 2 * 3
+        made = Done(search={"lora": 5, "full": 5}, whole={"lora": 1, "full": 1})
+        assert fine - budget.seconds_left(self.size, self.prices, made) == pytest.approx(2 * (5 * 60 / 3 + 60))
 
     def test_what_was_made_already_is_not_left_out(self):
         done = Done(spent=400, search={"lora": 5, "full": 5}, base=True)
@@ -392,9 +417,27 @@ class TestFindings:
         lora, full = found.arms
         assert lora.parameters_moved < full.parameters_moved
 
+    def test_the_first_seed_is_trained_whole_with_two_rates_and_the_better_one_is_taken(self, compared):
+        for arm in compared.comparison.arms:
+            folder = compared.path / "trials" / arm.name.replace(":rank=", "-rank-")
+            (dropped,) = folder.glob("final-*-0/dropped.json")
+            (taken,) = folder.glob("final-*-0/result.json")
+            assert {path.name for path in dropped.parent.iterdir()} == {"dropped.json", "metrics.jsonl"}
+            rates = [float(path.parent.name.split("-", 1)[1].rsplit("-", 1)[0]) for path in (taken, dropped)]
+            assert rates[0] == arm.learning_rate
+            assert abs(math.log(rates[0] / rates[1])) == pytest.approx(math.log(search.FINE), abs=search.SAME)
+            losses = [read(path).loss for path in (taken, dropped)]
+            if rates[0] < rates[1]:
+                assert search.is_lower(*losses)
+                (said,) = (note for note in compared.comparison.notes if note.startswith(arm.name))
+                assert f"take the learning rate {rates[0]:g}, a finer step below" in said
+            else:
+                assert not search.is_lower(losses[1], losses[0])
+
     def test_full_begins_at_a_tenth_of_the_adapters_rate(self, compared):
         lora, full = compared.comparison.arms
-        assert full.trials[0].rate == pytest.approx(lora.learning_rate / 10, rel=0.01)
+        best = min((t for t in lora.trials if t.loss is not None), key=lambda t: t.loss)
+        assert full.trials[0].rate == pytest.approx(best.rate / 10, rel=0.01)
 
     def test_tuning_is_better_than_the_base_and_says_so(self, compared):
         found = compared.comparison
@@ -406,7 +449,7 @@ class TestFindings:
         assert len(found.verdict) == 3
 
     def test_arms_with_the_same_seed_meet_the_same_rows_in_the_same_order(self, compared):
-        cells = sorted((compared.path / "trials").glob("*/final-*"))
+        cells = sorted(path.parent for path in (compared.path / "trials").glob("*/final-*/result.json"))
         assert len(cells) == 4
         tokens = [[line["weight"], line["tokens"], line["epoch"]] for cell in cells for line in lines(cell)[:1]]
         assert all(one == tokens[0] for one in tokens)

@@ -44,7 +44,12 @@ class Size:
     def trainings(self) -> int:
         """Trainings in all, long and short."""
         curve = self.seeds * len(self.shares) + (CHECKED if self.shares else 0)
-        return len(self.arms) * (self.trials + self.seeds + curve)
+        return len(self.arms) * (self.trials + self.settling + self.seeds + curve)
+
+    @property
+    def settling(self) -> int:
+        """Whole trainings of each arm with a rate that may not be taken: with fine points, one."""
+        return int(self.trials > CHECKED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,7 @@ class Done:
     Attributes:
         spent: Seconds so far.
         search: Trials of the search that were made, by arm.
+        whole: Whole trainings that were made with another rate and not taken, by arm.
         seeds: Whole trainings that were made, by arm.
         curve: Trainings on parts that were made, by arm and share.
         base: Whether the base was measured; the test rows are settled then.
@@ -82,6 +88,7 @@ class Done:
 
     spent: float = 0.0
     search: Mapping[str, int] = field(default_factory=dict)
+    whole: Mapping[str, int] = field(default_factory=dict)
     seeds: Mapping[str, int] = field(default_factory=dict)
     curve: Mapping[tuple[str, float], int] = field(default_factory=dict)
     base: bool = False
@@ -95,6 +102,7 @@ def seconds_left(size: Size, prices: Prices, done: Done) -> float:
     for arm in size.arms:
         whole = prices.train.get(arm, 0.0)
         left += max(0, size.trials - done.search.get(arm, 0)) * (SEARCH_SHARE * whole + trying)
+        left += max(0, size.settling - done.whole.get(arm, 0)) * (whole + trying)
         left += max(0, size.seeds - done.seeds.get(arm, 0)) * (whole + prices.strengths + measure)
         for share in size.shares:
             checks = CHECKED if share == size.shares[0] else 0

@@ -184,6 +184,7 @@ def say(found: Outline) -> None:
     log.note(
         f"{found.trainings} trainings in {time}: for each of {len(found.arms)} methods {found.trials} trials of the "
         f"learning rate at a third of {found.steps:,} steps, then {found.seeds} seeds"
+        + (", the first with two rates" if found.trials > budget.CHECKED else "")
         + (f", and on {', '.join(f'{share:.0%}' for share in found.shares)} of the rows" if found.shares else ""),
         **found.model_dump(mode="json"),
     )

@@ -1,7 +1,9 @@
 """The search for a learning rate, as a pure function: given what was tried, what to try next.
 
 Coarse points around a first guess, a factor of three apart; where the best lies at the end of what was tried, the end
-is moved on; then one finer point on each side of the best. All of it is judged on validation, never on test rows.
+is moved on; then one finer point on each side of the best. Short trainings still take rates for best that are a little
+too high for whole ones, so that the first whole training is made with a finer step below as well. All of it is judged
+on validation, never on test rows.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ FINE = math.sqrt(STEP)
 """Factor between the best point and a finer one beside it."""
 FLAT = 1e-4
 """Losses that differ by less than this part do not differ: what was tried first is then taken. Judgement."""
+SAME = 0.02
+"""Logarithm of a factor within which two rates are one, rounded differently."""
 MOST_EDGES = 3
 """How often an end is moved on: 27 times the grid's own width. Judgement; 23 of the 104 models and ranks in the public
 Tulu 3 sweep (tinker-cookbook documentation) had their best at an end of the grid."""
@@ -107,6 +111,18 @@ def sensitivity(tried: Sequence[Tried]) -> float | None:
         if abs(abs(math.log(one.rate / best.rate)) - math.log(STEP)) < 0.1 and math.isfinite(one.loss)
     ]
     return sum(beside) / len(beside) if beside else None
+
+
+def below(tried: Sequence[Tried], rate: float) -> float:
+    """The rate one finer step below another, as it was written where it was tried."""
+    wanted = rate / FINE
+    near = [one.rate for one in tried if abs(math.log(one.rate / wanted)) < SAME]
+    return min(near, key=lambda one: abs(math.log(one / wanted)), default=rounded(wanted))
+
+
+def is_lower(loss: float, than: float) -> bool:
+    """Whether a loss is lower than another by more than nothing."""
+    return loss < than and (not math.isfinite(than) or loss < than - FLAT * abs(than))
 
 
 def rounded(rate: float) -> float:

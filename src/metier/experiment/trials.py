@@ -38,9 +38,10 @@ if TYPE_CHECKING:
 PATH = (0.3, 0.5, 0.7, 0.85, 1.0)
 """Shares of the update that are tried after a whole training where no floor is set: to be seen, not to be used. All of
 it comes last and is left in the network."""
-Stage = Literal["coarse", "fine", "edge", "final", "curve", "check"]
-TRAINED, WEIGHTS, START, MEASURED, SPENT = (
+Stage = Literal["coarse", "fine", "edge", "whole", "final", "curve", "check"]
+TRAINED, DROPPED, WEIGHTS, START, MEASURED, SPENT = (
     "trained.json",
+    "dropped.json",
     "weights.safetensors",
     "start.safetensors",
     "measured",
@@ -54,7 +55,8 @@ class Unit:
 
     Attributes:
         arm: Which way to tune.
-        stage: Why: a trial of the search, a whole training, one on a part of the rows, or a trial there.
+        stage: Why: a trial of the search, a whole training that was not taken, one that was, one on a part of the
+            rows, or a trial there.
         rate: Peak learning rate of a whole training; see `peak`.
         seed: Seed of new parameters, order and dropout.
         share: Share of the training rows.
@@ -191,28 +193,53 @@ class Trials:
         found = self.find(unit)
         if found is not None:
             return found
-        place = self._folder / unit.folder
-        job = self._job(unit)
-        base = self._base()
-        with base.ready(job) as ready:
-            learnt = self._asked(unit, ready)
-            dial = self._dial(place, ready, base, unit)
-            # Trained before, though not measured.
-            ended = _read(place / TRAINED)
-            if ended is not None:
-                training.checkpoint.load_weights(ready.adapted.module, place / WEIGHTS)
-            else:
-                keeps = unit.is_measured or dial is not None
-                ended = train(place, ready, base, learnt, self._plans[unit.arm.name], keeps=keeps)
-            if dial is not None and ended.first_loss is not None:
-                ended = _tried(dial, ended, ended.first_loss, job.recipe.train.retain)
+        place, base = self._folder / unit.folder, self._base()
+        with base.ready(self._job(unit)) as ready:
+            ended = self._trained(unit, ready, tries=True)
             if unit.is_measured and not ended.diverged:
                 ended = self._measure(place, ready, base, ended)
-        said = (*job.notes[len(self._parts[unit.share].notes) :], *learnt.notes)
-        ended = ended.model_copy(update={"notes": said})
         write_json(place / RESULT, ended.model_dump())
         tidy(place)
         return ended
+
+    def train(self, unit: Unit) -> Ended:
+        """Train a unit that is to be measured, without measuring it: `make` goes on from there, `drop` lets it go.
+
+        Raises:
+            InterruptedRunError: After a signal; the same call goes on.
+        """
+        place, job = self._folder / unit.folder, self._job(unit)
+        tries = job.recipe.train.retain is not None
+        # What a floor allows is told by what is tried after training.
+        for name in (RESULT, DROPPED) if tries else (RESULT, DROPPED, TRAINED):
+            found = _read(place / name)
+            if found is not None:
+                return found
+        with self._base().ready(job) as ready:
+            return self._trained(unit, ready, tries=tries)
+
+    def drop(self, unit: Unit, ended: Ended) -> None:
+        """Keep how a training ended, and nothing to go on from."""
+        place = self._folder / unit.folder
+        if self.find(unit) is None:
+            write_json(place / DROPPED, ended.model_dump())
+            tidy(place)
+
+    def _trained(self, unit: Unit, ready: Ready, *, tries: bool) -> Ended:
+        """Train a unit, or find it trained; `tries` shares of its update where that is wanted of such a unit."""
+        place, base, job = self._folder / unit.folder, self._base(), ready.job
+        learnt = self._asked(unit, ready)
+        dial = self._dial(place, ready, base, unit) if tries else None
+        ended = _read(place / TRAINED)
+        if ended is not None:
+            training.checkpoint.load_weights(ready.adapted.module, place / WEIGHTS)
+        else:
+            keeps = unit.is_measured or dial is not None
+            ended = train(place, ready, base, learnt, self._plans[unit.arm.name], keeps=keeps)
+        if dial is not None and ended.first_loss is not None:
+            ended = _tried(dial, ended, ended.first_loss, job.recipe.train.retain)
+        said = (*job.notes[len(self._parts[unit.share].notes) :], *learnt.notes)
+        return ended.model_copy(update={"notes": said})
 
     def _job(self, unit: Unit) -> Job:
         """The job of a unit: its arm's rows, and the recipe that makes it."""

@@ -132,6 +132,8 @@ class Work:
             if number >= self.size.seeds:
                 break
             for arm in self.arms:
+                if not number:
+                    searched[arm.name] = self._settled(arm, searched[arm.name])
                 cells[arm.name].append(self._cell(arm, searched[arm.name].rate, number))
         return tuple(self._sum(arm, searched[arm.name], cells[arm.name]) for arm in self.arms)
 
@@ -192,6 +194,26 @@ class Work:
             self.notes.append(f"{arm.name}: no learning rate of the search was better than the base on validation")
         log.note(f"{arm.name}: learning rate {best.rate:g} is chosen")
         return _Searched(best.rate, tuple(tried), tuple(made))
+
+    def _settled(self, arm: Arm, searched: _Searched) -> _Searched:
+        """The search with the rate that the first seed, trained whole, prefers: its best, or a finer step below."""
+        if self.size.trials <= CHECKED:
+            return searched
+        rates = searched.rate, search.below(searched.tried, searched.rate)
+        units = [self._unit(arm, "final", rate, self.job.recipe.train.seed) for rate in rates]
+        ended = [self.trials.train(unit) for unit in units]
+        losses = [one.loss_under(self.job.recipe.train.retain) for one in ended]
+        for rate, one in zip(rates, ended, strict=True):
+            log.note(f"{arm.name}: learning rate {rate:g} (whole training): {_told(one)}")
+        taken = int(search.is_lower(losses[1], losses[0]))
+        self.trials.drop(units[1 - taken], ended[1 - taken])
+        self._made.append((replace(units[1 - taken], stage="whole"), ended[1 - taken]))
+        if taken:
+            self.notes.append(
+                f"{arm.name}: whole trainings take the learning rate {rates[1]:g}, a finer step below the search's "
+                f"best: the first seed's validation loss is {losses[1]:.4f} with it, {losses[0]:.4f} with {rates[0]:g}"
+            )
+        return replace(searched, rate=rates[taken])
 
     def _centre(self, arm: Arm, lora: _Searched | None) -> float:
         """Where the search begins: the recipe's rate for its own method, a tenth of an adapter's, or a guess."""
@@ -272,14 +294,15 @@ class Work:
 
     def _done(self) -> Done:
         units = [unit for unit, _ in self._made]
-        search_, seeds, curve = {}, {}, {}
+        search_, whole, seeds, curve = {}, {}, {}, {}
         for arm in self.all_arms:
             mine = [unit for unit in units if unit.arm.name == arm.name]
             search_[arm.name] = sum(unit.stage in {"coarse", "fine"} for unit in mine)
+            whole[arm.name] = sum(unit.stage == "whole" for unit in mine)
             seeds[arm.name] = sum(unit.stage == "final" for unit in mine)
             for share in self.asked.shares:
                 curve[arm.name, share] = sum(unit.share == share for unit in mine)
-        return Done(self.spent, search_, seeds, curve, base=self._before is not None)
+        return Done(self.spent, search_, whole, seeds, curve, base=self._before is not None)
 
     def _base_seconds(self) -> float:
         found = self.folder.remembered("base")

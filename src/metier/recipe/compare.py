@@ -147,7 +147,7 @@ class CompareSection(Section):
     seeds: int = Field(default=3, ge=1)
     """Whole trainings of each method, from `train.seed` on; the same seeds for every method."""
     trials: Literal[0, 3, 5] = 5
-    """Short trainings of each method that look for its learning rate: 3 coarse points, then 2 fine ones beside the best. More are made where the best lies at the end of what was tried; 0 takes `train.learning_rate` as it is."""
+    """Short trainings of each method that look for its learning rate: 3 coarse points, then 2 fine ones beside the best, and the first seed is trained whole with the best and with one fine step below, of which validation takes one. More are made where the best lies at the end of what was tried; 0 takes `train.learning_rate` as it is."""
     budget: str | None = None
     """Time that all of it may take, such as "20min"; null sets none. What is left out to keep to it is said, in this order: parts of the data curve, fine points, seeds down to 2, test rows down to 100, methods but the first."""
     data_curve: tuple[Percent, ...] = ()
