@@ -172,7 +172,18 @@ class TestFront:
     def test_seeds_that_disagree_leave_it_open(self):
         plain = [(strength(1.0, 1.0, 0.7),)] * 2
         guarded = [(strength(1.0, 1.0, kept),) for kept in (0.7, 0.8)]
-        assert front_moved(guarded, plain, rows=50, delta=0.01, confidence=0.95)[3] == "inconclusive"
+        *_, difference, said = front_moved(guarded, plain, rows=50, delta=0.01, confidence=0.95)
+        assert said == "inconclusive"
+        assert (difference.low, difference.high) == (
+            pytest.approx(0.05 - 0.6353),
+            pytest.approx(0.05 + 0.6353, abs=1e-4),
+        )
+
+    def test_shares_differ_by_one_at_most_whatever_two_seeds_leave_open(self):
+        plain = [(strength(1.0, 1.0, kept),) for kept in (0.7, 0.2)]
+        guarded = [(strength(1.0, 1.0, 0.9),)] * 2
+        difference = front_moved(guarded, plain, rows=50, delta=0.01, confidence=0.95)[2]
+        assert (difference.low, difference.high) == (-1.0, 1.0)
 
 
 class TestExperiment:

@@ -65,4 +65,6 @@ def front_moved(
     made = two_way.difference(spread, rows, confidence).model_copy(update={"clusters": rows, "seeds": len(kept_S2)})
     said = two_way.verdict(made, delta, confidence, higher_is_better=True)
     with_it, without = kept_S2.mean(axis=0).tolist()
-    return with_it, without, made, said
+    # Shares differ by one at most, whatever two seeds leave possible.
+    ends = {name: min(1.0, max(-1.0, getattr(made, name))) for name in ("low", "high", "narrow_low", "narrow_high")}
+    return with_it, without, made.model_copy(update=ends), said
