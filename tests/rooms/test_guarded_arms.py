@@ -174,10 +174,7 @@ class TestFront:
         guarded = [(strength(1.0, 1.0, kept),) for kept in (0.7, 0.8)]
         *_, difference, said = front_moved(guarded, plain, rows=50, delta=0.01, confidence=0.95)
         assert said == "inconclusive"
-        assert (difference.low, difference.high) == (
-            pytest.approx(0.05 - 0.6353),
-            pytest.approx(0.05 + 0.6353, abs=1e-4),
-        )
+        assert (difference.low, difference.high) == pytest.approx((0.05 - 0.6353, 0.05 + 0.6353), abs=1e-4)
 
     def test_shares_differ_by_one_at_most_whatever_two_seeds_leave_open(self):
         plain = [(strength(1.0, 1.0, kept),) for kept in (0.7, 0.2)]
