@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 import triton
 import triton.language as tl
 
@@ -60,4 +61,7 @@ def move(
     """
     count = weight.numel()
     grid = (triton.cdiv(count, BLOCK),)
-    _move[grid](weight, gradient, first, second, count, seed & SEEDS, keep, fast, slow, root, eps, rate, BLOCK=BLOCK)
+    with torch.cuda.device_of(weight):
+        _move[grid](
+            weight, gradient, first, second, count, seed & SEEDS, keep, fast, slow, root, eps, rate, BLOCK=BLOCK
+        )

@@ -20,8 +20,6 @@ AT_ONCE = 2048
 """Numbers of one program: sixteen for each thread of four warps. Judgement."""
 PROGRAMS = 1024
 """Programs that share the rows of a norm's gradient: several for each processor of the largest cards."""
-WIDEST = 1 << 15
-"""Longest row that one program holds."""
 
 
 @triton.jit
@@ -90,9 +88,10 @@ def norm(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
     block, at_once = _sizes(x)
     rows = x.numel() // x.shape[-1]
     grid = (triton.cdiv(rows, at_once),)
-    _norm[grid](
-        x, weight, out, rows, eps, offset, WIDTH=x.shape[-1], BLOCK=block, ROWS=at_once, num_warps=_warps(block)
-    )
+    with torch.cuda.device_of(x):
+        _norm[grid](
+            x, weight, out, rows, eps, offset, WIDTH=x.shape[-1], BLOCK=block, ROWS=at_once, num_warps=_warps(block)
+        )
     return out
 
 
@@ -105,10 +104,11 @@ def norm_slopes(
     rows, width = x.numel() // x.shape[-1], x.shape[-1]
     programs = min(PROGRAMS, triton.cdiv(rows, at_once))
     partial = weight.new_empty((programs, width), dtype=torch.float32) if learns else of_x
-    _norm_slopes[(programs,)](
-        x, weight, given, of_x, partial, rows, triton.cdiv(rows, at_once * programs), eps, offset,
-        WIDTH=width, BLOCK=block, ROWS=at_once, LEARNS=learns, num_warps=_warps(block),
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _norm_slopes[(programs,)](
+            x, weight, given, of_x, partial, rows, triton.cdiv(rows, at_once * programs), eps, offset,
+            WIDTH=width, BLOCK=block, ROWS=at_once, LEARNS=learns, num_warps=_warps(block),
+        )  # fmt: skip
     return of_x, partial.sum(0).to(weight.dtype) if learns else None
 
 
@@ -116,7 +116,8 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up."""
     gate, up, out = gate.contiguous(), up.contiguous(), up.new_empty(up.shape)
     grid = (triton.cdiv(up.numel(), AT_ONCE),)
-    _gate[grid](gate, up, out, up.numel(), BLOCK=AT_ONCE)
+    with torch.cuda.device_of(up):
+        _gate[grid](gate, up, out, up.numel(), BLOCK=AT_ONCE)
     return out
 
 
@@ -125,7 +126,8 @@ def gated_slopes(gate: Tensor, up: Tensor, given: Tensor) -> tuple[Tensor, Tenso
     gate, up, given = gate.contiguous(), up.contiguous(), given.contiguous()
     of_gate, of_up = gate.new_empty(gate.shape), up.new_empty(up.shape)
     grid = (triton.cdiv(up.numel(), AT_ONCE),)
-    _gate_slopes[grid](gate, up, given, of_gate, of_up, up.numel(), BLOCK=AT_ONCE)
+    with torch.cuda.device_of(up):
+        _gate_slopes[grid](gate, up, given, of_gate, of_up, up.numel(), BLOCK=AT_ONCE)
     return of_gate, of_up
 
 
