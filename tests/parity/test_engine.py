@@ -33,6 +33,7 @@ from metier import models, tasks
 from metier.adapt import adapt, beside, in_one_pass, lean, why_apart
 from metier.data.records import Completion, Conversation, Labelled, Message
 from metier.models import lean as engine
+from metier.models.lean.head import _Head
 from metier.recipe import ChatTask, ClassifyTask, CompleteTask, FreezeMethod, LoRAMethod, ModelSection
 from metier.tasks import causal
 
@@ -211,6 +212,22 @@ def test_the_chunked_head_is_the_whole_one(cap, scale, weighted, places):
     torch.testing.assert_close(nats, plain, rtol=1e-12, atol=1e-12)
     for mine, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_the_head_in_few_passes_answers_as_in_many(dtype):
+    """What a device does, held to what a CPU does."""
+    chance = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (torch.randn(*shape, generator=chance).to(dtype) for shape in ((90, 12), (50, 12), (50,)))
+    target = torch.randint(50, (90,), generator=chance)
+    head = _Head(weight, bias, target, engine.PLAIN, None, learns=True)
+    nats, slope = head._plain_chunk(hidden, weight, slice(0, 90))
+    wanted, wanted_slope = head._chunk(hidden, weight, slice(0, 90))
+    room = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(nats, wanted, rtol=room, atol=room)
+    torch.testing.assert_close(
+        slope.to(wanted_slope.dtype), wanted_slope, rtol=room if room < 1e-6 else 1e-2, atol=1e-4
+    )
 
 
 def test_a_capped_head_is_recognised(folders):
