@@ -42,6 +42,8 @@ NEAR = 0.8
 TEMPLATE_LEAST, TEMPLATE_MOST = 20, 2000
 PRODUCTS_AT_ONCE = 250_000
 """Bounds memory: steps of one sparse product, and elements of the sets that are read together."""
+PAIRS_AT_ONCE = 1 << 20
+"""Candidates that are set beside all earlier ones together."""
 CHARACTERS_AT_ONCE = 500_000
 """Bounds memory: characters of the texts that are cut into shingles together."""
 MOST_BUCKETS = 22
@@ -200,12 +202,12 @@ class _Sets:
 
     def pairs(self, end: int, start: int) -> Iterator[tuple[int, int, float]]:
         """Pairs (i < end, j >= start, i < j) of near duplicates, each once."""
-        seen = np.empty(0, np.int64)
-        for prefix_S in self._prefixes():
-            for i_P, j_P in self._meeting(prefix_S, end, start):
-                new = np.setdiff1d(i_P * len(self._size_N) + j_P, seen)
-                seen = np.union1d(seen, new)
-                yield from self._verified(*np.divmod(new, len(self._size_N)))
+        many, seen = len(self._size_N), np.empty(0, np.int64)
+        met = (i_P * many + j_P for part in self._prefixes() for i_P, j_P in self._meeting(part, end, start))
+        for some in _together(met):
+            new = np.setdiff1d(some, seen)
+            seen = np.union1d(seen, new)
+            yield from self._verified(*np.divmod(new, many))
 
     def _blocks(self) -> Iterator[tuple[int, int]]:
         """Ranges of texts with about so many shingles as are held at once."""
@@ -303,6 +305,20 @@ class _Sets:
 def _cuts(work: NDArray[np.int64]) -> NDArray[np.int64]:
     """Where to cut so that each part adds about `PRODUCTS_AT_ONCE` to the running total `work`."""
     return np.flatnonzero(np.diff(work // PRODUCTS_AT_ONCE)) + 1
+
+
+def _together(parts: Iterable[NDArray[np.int64]]) -> Iterator[NDArray[np.int64]]:
+    """Arrays joined to ones of about `PAIRS_AT_ONCE`."""
+    waiting: list[NDArray[np.int64]] = []
+    count = 0
+    for part in parts:
+        waiting.append(part)
+        count += len(part)
+        if count > PAIRS_AT_ONCE:
+            yield np.concatenate(waiting)
+            waiting, count = [], 0
+    if waiting:
+        yield np.concatenate(waiting)
 
 
 def _matrix(row_S: NDArray[np.int64], column_S: NDArray[np.int64], shape: tuple[int, int]) -> Any:
