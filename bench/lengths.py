@@ -57,7 +57,9 @@ def main() -> None:
         return
     print("| tokens of a row | rows of a step | tokens/s | start, MB | trained, + MB |\n|---|---|---|---|---|")
     for length in map(int, sys.argv[1:]):
-        done = subprocess.run([sys.executable, __file__, "--one", str(length)], check=True, stdout=-1, text=True)
+        done = subprocess.run(
+            [sys.executable, __file__, "--one", str(length)], check=True, stdout=subprocess.PIPE, text=True
+        )
         told: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
         more = (told["peak"] - told["start"]) / 1e6
         print(f"| {length:,} | {told['rows']} | {told['speed']:,.0f} | {told['start'] / 1e6:,.0f} | {more:,.0f} |")

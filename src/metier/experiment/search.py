@@ -122,7 +122,7 @@ def below(tried: Sequence[Tried], rate: float) -> float:
 
 def is_lower(loss: float, than: float) -> bool:
     """Whether a loss is lower than another by more than nothing."""
-    return loss < than and (not math.isfinite(than) or loss < than - FLAT * abs(than))
+    return loss + FLAT * abs(loss) < than
 
 
 def rounded(rate: float) -> float:
@@ -161,4 +161,4 @@ def _best(tried: Sequence[Tried]) -> Tried | None:
     """The lowest loss; of those that do not differ from it, the one that was tried first."""
     usable = [one for one in tried if not one.diverged]
     lowest = min((one.loss for one in usable), default=math.inf)
-    return next((one for one in usable if one.loss <= lowest + FLAT * abs(lowest)), None)
+    return next((one for one in usable if not is_lower(lowest, one.loss)), None)

@@ -197,7 +197,7 @@ class Work:
 
     def _settled(self, arm: Arm, searched: _Searched) -> _Searched:
         """The search with the rate that the first seed, trained whole, prefers: its best, or a finer step below."""
-        if self.size.trials <= CHECKED:
+        if not self.size.settling:
             return searched
         rates = searched.rate, search.below(searched.tried, searched.rate)
         units = [self._unit(arm, "final", rate, self.job.recipe.train.seed) for rate in rates]

@@ -10,12 +10,11 @@ import os
 import shutil
 import sys
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from metier.core import RecipeError
 from metier.core.files import cache_root
-from metier.models.lean import uncompiled
+from metier.models.lean import has_triton, uncompiled
 from metier.models.structure import blocks
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def check_compiler(device: torch.device) -> None:
     """
     hint = "set train.compile to false"
     if device.type == "cuda":
-        missing = None if find_spec("triton") else "triton, which is not installed"
+        missing = None if has_triton() else "triton, which is not installed"
         hint = "pip install triton, or " + hint
     elif device.type == "cpu":
         name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")

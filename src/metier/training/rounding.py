@@ -10,14 +10,13 @@ Source: Gupta et al. 2015, arXiv:1502.02551; for bf16 weights, Zamirai et al. 20
 from __future__ import annotations
 
 import math
-from functools import cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim import Optimizer
 
 from metier.core.rng import derive
+from metier.models.lean import has_triton
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -108,13 +107,8 @@ def _in_one_pass(parameter: nn.Parameter, group: Mapping[str, Any]) -> bool:
         and parameter.is_contiguous()
         and parameter.numel() < MOST_IN_ONE_PASS
         and not group["amsgrad"]
-        and _has_triton()
+        and has_triton()
     )
-
-
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
 
 
 def _move_in_one_pass(parameter: nn.Parameter, state: Mapping[str, Any], group: Mapping[str, Any], seed: int) -> None:

@@ -9,6 +9,7 @@ from metier.models.lean.head import CHUNK, PLAIN, Finish, Teacher, cross_entropy
 from metier.models.lean.layout import PADDED, Layout, at_first_tokens, hidden_states, inputs, layout, revised
 from metier.models.lean.numbers import exact, working
 from metier.models.lean.pack import LEAST_SHARED, Node, Pack, Packed, in_order, lay
+from metier.models.lean.pointwise import has_triton
 from metier.models.lean.swap import Pointwise, agree, swapped
 from metier.models.lean.trunk import Store, drops, remembered, trunk_depth
 from metier.models.structure import output_layer
@@ -32,6 +33,7 @@ __all__ = [
     "divergence",
     "drops",
     "exact",
+    "has_triton",
     "hidden_states",
     "in_order",
     "inputs",

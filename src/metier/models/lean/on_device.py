@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from metier.models.lean.pack import Attending
+    from metier.models.lean.pack import Attending, Pack
 
 WIDEST = 256
 """Most numbers of a head that the flash kernel takes. Source: Dao 2023, arXiv:2307.08691."""
@@ -67,7 +67,7 @@ def flash(
         The mixed values, shape (1, T, H, D).
     """
     if "calls" not in prepared:
-        prepared["calls"] = _calls(how, query.device)
+        prepared["calls"] = _calls(how.pack, query.device)
     mixed: Tensor = _Flash.apply(query, key, value, how, dropout, prepared["calls"])  # type: ignore[no-untyped-call]
     return mixed
 
@@ -98,11 +98,11 @@ class _Call:
         return (self.query_ends, self.key_ends, *self.most), {"scale": how.scale, "window_size_left": left}
 
 
-def _calls(how: Attending, device: torch.device) -> Sequence[_Call]:
+def _calls(pack: Pack, device: torch.device) -> Sequence[_Call]:
     def ends(*places: int) -> Tensor:
         return torch.tensor(places, dtype=torch.int32).to(device, non_blocking=True)
 
-    nodes = how.pack.nodes
+    nodes = pack.nodes
     all_ends = ends(0, *(node.end for node in nodes))
     longest = max(node.length for node in nodes)
     found = [_Call(slice(None), slice(None), all_ends, all_ends, (longest, longest), itself=True)]

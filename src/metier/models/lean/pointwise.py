@@ -133,7 +133,7 @@ DRAWS = 1 << 16
 
 def has_kernels(x: Tensor) -> bool:
     """Whether the GPU's kernels take these states."""
-    return x.device.type == "cuda" and x.dtype in KINDS and x.numel() > 0 and _has_triton()
+    return x.device.type == "cuda" and x.dtype in KINDS and x.numel() > 0 and has_triton()
 
 
 KINDS = (torch.bfloat16, torch.float16, torch.float32)
@@ -141,7 +141,8 @@ KINDS = (torch.bfloat16, torch.float16, torch.float32)
 
 
 @cache
-def _has_triton() -> bool:
+def has_triton() -> bool:
+    """Whether there is what compiles kernels for a GPU."""
     return find_spec("triton") is not None
 
 
