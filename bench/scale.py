@@ -77,6 +77,7 @@ def measure(source: Path, model: Path) -> dict[str, float]:
     import torch
 
     from metier import data, models, tasks, training
+    from metier.core import heap
     from metier.recipe import Recipe
     from metier.run.job import encode_splits
     from metier.training import batches
@@ -109,9 +110,10 @@ def measure(source: Path, model: Path) -> dict[str, float]:
     optimizer = training.build_optimizer(recipe.train.optimizer, module, learning_rate=1e-3, adapters=False)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     steps = batches.steps(len(train), recipe.train, last=STEPS + WARMING_UP)
-    records = list(
-        training.fit(module, task, train, steps, optimizer, schedule, precision=precision, section=recipe.train)
-    )[WARMING_UP:]
+    with heap.kept():
+        records = list(
+            training.fit(module, task, train, steps, optimizer, schedule, precision=precision, section=recipe.train)
+        )[WARMING_UP:]
     found["tokens_per_second"] = statistics.median(record.tokens / record.seconds for record in records)
     found["train_bytes"] = peak_bytes()
     return found
