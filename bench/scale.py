@@ -72,15 +72,33 @@ def peak_bytes() -> int:
     return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
+def speed_of_steps(module: Any, task: Any, train: Any, section: Any) -> float:
+    """Tokens per second of the median step, with the heap as training keeps it."""
+    import torch
+
+    from metier import training
+    from metier.core import heap
+    from metier.training import batches
+
+    precision = training.choose(section, torch.device("cpu"))
+    task = task.suited(module)
+    optimizer = training.build_optimizer(section.optimizer, module, learning_rate=1e-3, adapters=False)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    steps = batches.steps(len(train), section, last=STEPS + WARMING_UP)
+    with heap.kept():
+        records = list(
+            training.fit(module, task, train, steps, optimizer, schedule, precision=precision, section=section)
+        )[WARMING_UP:]
+    return statistics.median(record.tokens / record.seconds for record in records)
+
+
 def measure(source: Path, model: Path) -> dict[str, float]:
     """Seconds and peak memory of reading and encoding, and speed of training steps, in this process."""
     import torch
 
-    from metier import data, models, tasks, training
-    from metier.core import heap
+    from metier import data, models, tasks
     from metier.recipe import Recipe
     from metier.run.job import encode_splits
-    from metier.training import batches
 
     torch.set_num_threads(1)
     recipe = Recipe.model_validate(
@@ -104,17 +122,7 @@ def measure(source: Path, model: Path) -> dict[str, float]:
     found["encode_bytes"], found["encode_seconds"] = peak_bytes(), time.perf_counter() - began
     print("encoded", found, file=sys.stderr, flush=True)
     found["rows"] = len(splits.train) + len(splits.validation) + len(splits.test)
-    precision = training.choose(recipe.train, torch.device("cpu"))
-    module = loaded.module
-    task = task.suited(module)
-    optimizer = training.build_optimizer(recipe.train.optimizer, module, learning_rate=1e-3, adapters=False)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-    steps = batches.steps(len(train), recipe.train, last=STEPS + WARMING_UP)
-    with heap.kept():
-        records = list(
-            training.fit(module, task, train, steps, optimizer, schedule, precision=precision, section=recipe.train)
-        )[WARMING_UP:]
-    found["tokens_per_second"] = statistics.median(record.tokens / record.seconds for record in records)
+    found["tokens_per_second"] = speed_of_steps(loaded.module, task, train, recipe.train)
     found["train_bytes"] = peak_bytes()
     return found
 
