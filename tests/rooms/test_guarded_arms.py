@@ -150,6 +150,14 @@ class TestFront:
         path = (strength(0.5, 1.2, 0.97), strength(1.0, 1.0, 0.9))
         assert kept_at(path, 1.0) == pytest.approx(1 - 0.03 * 1.0 / 1.2)
 
+    def test_a_path_with_a_start_of_its_own_has_that_for_its_base(self):
+        path = [Strength(share=x, gain=x, kept=0.9 - 0.1 * x, chosen=False) for x in (0.0, 0.5, 1.0)]
+        assert kept_at(path, 0.0) == 0.9
+        assert kept_at(path, 0.75) == pytest.approx(0.825)
+        # What is new stays as tuned, so that even the start may gain less than nothing.
+        worse = [one.model_copy(update={"gain": -0.1}) for one in path]
+        assert kept_at(worse, 0.0) == 0.9
+
     def test_gains_are_matched_by_the_smaller_one_of_both(self):
         more = (strength(1.0, 2.0, 0.8),)
         assert at_matched_gain(more, self.path) == (pytest.approx(0.9), 0.9)

@@ -18,6 +18,8 @@ import metier
 from metier.core import DataError, ModelError, RecipeError
 from metier.models import sctranslator
 from metier.models.sctranslator import ScTranslator, Shape
+from metier.recipe import Recipe
+from metier.run import prepare, strength
 
 OWN = """
 import torch
@@ -219,6 +221,74 @@ class TestCells:
         after = {m.name: m.after.value for m in run.evidence.measures}
         before = {m.name: m.before.value for m in again.evidence.measures if m.before}
         assert before["rmse_target"] == pytest.approx(after["rmse_target"], rel=1e-4)
+
+    @pytest.mark.parametrize(("method", "rate"), [("full", 1e-3), ("lora", 2e-3)])
+    def test_a_floor_chooses_a_share_by_cells_that_report_nothing(self, pretrained, method, rate):
+        def run(floor):
+            train = {"learning_rate": rate, "epochs": 2, "batch_size": 16, "evaluations": 1, "retain": floor}
+            task, how = {"kind": "cells", "calibrate": False}, LORA if method == "lora" else method
+            return metier.train(
+                cells_job(f"floor-{method}-{floor}", pretrained.path, task=task, method=how, train=train)
+            ).evidence
+
+        free, floored = run(None), run(0.99)
+        assert [one.share for one in floored.strengths] == list(strength.SHARES)
+        assert floored.strengths[0].kept < 0.99, "the whole update must cost something for this test to say anything"
+        (chosen,) = (one for one in floored.strengths if one.chosen)
+        assert chosen.share < 1
+        assert chosen.kept >= 0.99
+        # What was chosen on the base's validation cells also shows on its test cells.
+        before, after = (
+            next(m.after.value for m in one.measures if m.name == "general_mse") for one in (free, floored)
+        )
+        assert after < before
+
+    def test_where_something_was_fitted_before_none_of_the_update_is_a_share(self, pretrained):
+        train = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 16, "evaluations": 1, "retain": 0.9}
+        found = metier.train(cells_job("fitted-floor", pretrained.path, train=train)).evidence.strengths
+        assert [one.share for one in found] == [*strength.SHARES, 0.0]
+        assert found[-1].gain == pytest.approx(0, abs=1e-6)
+
+    def test_what_is_kept_is_told_beside_the_base_as_it_came(self, pretrained):
+        job = prepare(Recipe.model_validate(cells_job("beside", pretrained.path)))
+        model = job.load()
+        before = job.measure(model, model.module, base=None)
+        kept = job.keeping(model, model.module, before)
+        assert kept() == 1
+        with torch.no_grad():
+            for parameter in model.module.parameters():
+                parameter.mul_(0.5)
+        # Whoever asks later is told of the same base.
+        assert job.keeping(model, model.module, before)() == kept() < 1
+
+    def test_a_guard_is_judged_at_matched_gain(self, pretrained):
+        found = metier.compare(
+            cells_job(
+                "guarded",
+                pretrained.path,
+                task={"kind": "cells", "calibrate": False},
+                train={"learning_rate": 1e-3, "epochs": 2, "batch_size": 16, "evaluations": 1},
+                compare={"methods": ["full", "full+l2_sp=0.1"], "seeds": 2, "trials": 0},
+            )
+        ).comparison
+        (guard,) = found.guards
+        assert guard.name == "l2_sp"
+        for arm in found.arms:
+            assert arm.kept is not None
+            assert all([one.share for one in cell.strengths] == [0.3, 0.5, 0.7, 0.85, 1.0] for cell in arm.cells)
+        for cell in found.arms[0].cells:
+            assert [one.kept for one in cell.strengths] != [1.0] * 5
+
+    @pytest.mark.parametrize("evaluate", [{"retention": "off"}, {"retention": "first.h5mu"}])
+    def test_a_floor_needs_cells_to_tell_by(self, pretrained, evaluate):
+        tree = cells_job("told", pretrained.path, train={"retain": 0.9}, evaluate=evaluate)
+        if evaluate["retention"] == "off":
+            with pytest.raises(RecipeError, match="nothing tells what a model for cells must keep"):
+                metier.check(tree)
+        else:
+            general = prepare(Recipe.model_validate(tree)).scene.general
+            shared = {example.where for example in general.choosing} & {e.where for e in general.examples}
+            assert (len(general.choosing), len(general.examples), shared) == (32, 128, set())
 
     def test_an_adapter_is_no_base(self, tuned):
         with pytest.raises(ModelError, match="adapter, not a whole network"):

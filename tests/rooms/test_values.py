@@ -553,3 +553,9 @@ class TestMarrow:
         predicted = BASELINES["mean_profile"](Inputs(genes[~held], ratios[~held], genes[held])).values_MP
         assert values.cosine(predicted, ratios[held]) > 0.75
         assert not values.rows_of(predicted, ratios[held], names(ratios))["ccc_target"].values.any()
+
+
+def test_an_error_twice_as_wide_keeps_half():
+    assert values.error_kept(1.0, 4.0) == 0.5
+    assert values.error_kept(1.0, 0.5) == 1.0
+    assert values.error_kept(0.0, 0.0) == 1.0

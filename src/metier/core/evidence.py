@@ -84,7 +84,8 @@ class Strength(Value):
     """Validation loss of the base minus this one, in nats per scored token or row."""
     kept: float
     """Share of the general ability that is kept: exp of minus the mean rise of the loss on general text in nats per
-    token for language models, the mean cosine to the base's embeddings for encoders; at most 1."""
+    token for language models, the mean cosine to the base's embeddings for encoders, the base's root mean squared error
+    over this one's on rows that the base was made for where answers are numbers; at most 1."""
     chosen: bool
     """Whether the floor chose this share."""
 

@@ -28,10 +28,14 @@ def kept_at(path: Path, gain: float) -> float:
     """The most that is kept where at least so much is gained, on straight lines between the strengths that were tried.
 
     Args:
-        path: Strengths of one training; the base, which gains nothing and keeps all, belongs to every path.
+        path: Strengths of one training; the base, which gains nothing and keeps all, belongs to every path that does
+            not have a start of its own.
         gain: No more than the largest of the path.
     """
-    points = [(0.0, 1.0), *((one.gain, one.kept) for one in sorted(path, key=lambda one: one.share))]
+    points = [(one.gain, one.kept) for one in sorted(path, key=lambda one: one.share)]
+    if all(one.share for one in path):
+        points = [(0.0, 1.0), *points]
+    gain = min(gain, max(gained for gained, _ in points))
     found = [kept for gained, kept in points if gained >= gain]
     for (gain_0, kept_0), (gain_1, kept_1) in pairwise(points):
         if min(gain_0, gain_1) < gain < max(gain_0, gain_1):

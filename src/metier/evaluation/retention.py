@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from metier import models
 from metier.adapt import wrapped_base
 from metier.core.log import progress
+from metier.evaluation import values
 from metier.evaluation.measured import Measured, Rows
 from metier.tasks import Answering, causal, generation, score, to_device
 
@@ -160,6 +161,9 @@ def kept(before: Measured, after: Measured) -> float | None:
     """
     if any(name.startswith("paraphrase_") for name in after.rows) and "drift" in after.rows:
         return _share(1 - float(after.rows["drift"].values.mean()))
+    if "general_mse" in before.rows and "general_mse" in after.rows:
+        was, now = (state.rows["general_mse"] for state in (before, after))
+        return values.error_kept(was.values.sum() / was.weights.sum(), now.values.sum() / now.weights.sum())
     texts = [name for name in after.rows if name.startswith("text_") and name in before.rows]
     tokens = sum(after.rows[name].weights.sum() for name in texts)
     if not tokens:

@@ -5,7 +5,7 @@ Shapes: B rows, P targets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ SHOWN_ANSWERS = 12
 """Rows shown with what was measured and what was predicted."""
 SHOWN_TARGETS = 8
 """Targets named for each of them."""
-PREDICTED, TARGET = "predicted", "target"
+PREDICTED, TARGET, CHOOSING = "predicted", "target", "choosing"
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,15 @@ class General:
     Attributes:
         name: What it is, for people.
         task: Reads the rows for the network.
-        examples: The rows, encoded.
+        examples: The rows that are reported, encoded.
+        choosing: Other such rows, by which a share of the update is chosen; none where there are too few.
         fingerprint: Tells these rows from others.
     """
 
     name: str
     task: ValueTask[Any]
     examples: Sequence[Any]
+    choosing: Sequence[Any]
     fingerprint: str
 
 
@@ -96,7 +98,10 @@ def measure(scene: Scene, module: nn.Module, *, base: Measured | None, new: bool
         rows |= values.rows_of(predicted_BP, target_BP, scene.task.names, nouns=scene.nouns)
         rows |= _drift(predicted_BP, base)
         anchors = {PREDICTED: torch.from_numpy(predicted_BP), TARGET: torch.from_numpy(target_BP)}
-        rows |= _general(scene, module)
+    if scene.general is not None:
+        rows |= _general(scene.general, module, scene.nouns)
+        if base is None and len(scene.general.choosing):
+            anchors[CHOOSING] = torch.tensor(_error(scene.general, module), dtype=torch.float64)
     cheap = _baselines(scene, module, target_BP, new=new) if base is None and scene.section.baselines else ()
     return Measured(rows, (), anchors, cheap, notes)
 
@@ -110,13 +115,28 @@ def _drift(predicted_BP: Array, base: Measured | None) -> dict[str, Rows]:
     return {"drift": Rows(title, "retention", "distance", "score", False, moved_B, np.ones(len(moved_B)))}  # noqa: FBT003
 
 
-def _general(scene: Scene, module: nn.Module) -> dict[str, Rows]:
+def keeping(general: General, module: nn.Module, base: Measured) -> Callable[[], float]:
+    """How to tell, again and again, what the network keeps of what its base could do, on rows that report nothing.
+
+    Args:
+        general: What must not be lost; it has rows that choose.
+        module: The network.
+        base: The base's figures, taken before anything was fitted or tuned.
+    """
+    began = float(base.anchors[CHOOSING])
+    return lambda: values.error_kept(began, _error(general, module))
+
+
+def _error(general: General, module: nn.Module) -> float:
+    """Mean squared error on the rows that choose."""
+    predicted_BP, target_BP = predict(general.task, module, general.choosing), targets(general.task, general.choosing)
+    return float(np.nanmean((predicted_BP - target_BP) ** 2))
+
+
+def _general(general: General, module: nn.Module, nouns: tuple[str, str]) -> dict[str, Rows]:
     """The same figures on rows that the base was made for."""
-    general = scene.general
-    if general is None:
-        return {}
     predicted_BP, target_BP = predict(general.task, module, general.examples), targets(general.task, general.examples)
-    found = values.rows_of(predicted_BP, target_BP, general.task.names, nouns=scene.nouns)
+    found = values.rows_of(predicted_BP, target_BP, general.task.names, nouns=nouns)
     return {
         f"general_{name}": replace(rows, title=f"{rows.title}, {general.name}", group="retention")
         for name, rows in found.items()

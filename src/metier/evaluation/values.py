@@ -6,6 +6,7 @@ NaN in the measured table says that a value was not measured; it is never scored
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -145,6 +146,15 @@ def rows_of(
     weights = by_row.n[counted].astype(np.float64)
     found["mse"] = Rows("Mean squared error", "domain", "ratio", "score", False, total_B[counted], weights)  # noqa: FBT003
     return {name: rows for name, rows in found.items() if len(rows.values)}
+
+
+def error_kept(before: float, after: float) -> float:
+    """Share of what a network could do that is kept, by the mean squared error on rows that it was made for; at most 1.
+
+    Exp of minus the rise of the loss, as for language models: errors that are normal and as wide as they are found to
+    be take half the logarithm of their mean square in nats for each value.
+    """
+    return 1.0 if after <= before else math.sqrt(before / after)
 
 
 def by_group(

@@ -237,7 +237,7 @@ class Trials:
             keeps = unit.is_measured or dial is not None
             ended = train(place, ready, base, learnt, self._plans[unit.arm.name], keeps=keeps)
         if dial is not None and ended.first_loss is not None:
-            ended = _tried(dial, ended, ended.first_loss, job.recipe.train.retain)
+            ended = _tried(dial, ended, ended.first_loss, job.recipe.train.retain, fitted=bool(ready.fitted))
         said = (*job.notes[len(self._parts[unit.share].notes) :], *learnt.notes)
         return ended.model_copy(update={"notes": said})
 
@@ -262,16 +262,17 @@ class Trials:
         is_wanted = job.recipe.train.retain is not None or (unit.stage == "final" and job.recipe.compare.strengths)
         if not (is_wanted and job.keeps):
             return None
-        in_place = not isinstance(job.recipe.method, LoRAMethod)
+        # What was fitted before is no part of the update.
+        at_base = not (isinstance(job.recipe.method, LoRAMethod) or ready.fitted)
         dial = Dial(
             module=module,
             new=base.model.new,
-            start=base.file if in_place and base.file is not None else place / START,
+            start=base.file if at_base and base.file is not None else place / START,
             end=place / WEIGHTS,
             validate=partial(mean_loss, job.task, module, job.validation),
-            kept=job.keeping(base.model, module),
+            kept=job.keeping(base.model, module, self._before()),
         )
-        if not in_place:
+        if not at_base:
             dial.begin()
         return dial
 
@@ -283,10 +284,14 @@ class Trials:
         return ended.model_copy(update={"measuring_seconds": time.perf_counter() - began})
 
 
-def _tried(dial: Dial, ended: Ended, base_loss: float, floor: float | None) -> Ended:
-    """The unit with what shares of its update gain and keep; the network is left with what the floor allows."""
+def _tried(dial: Dial, ended: Ended, base_loss: float, floor: float | None, *, fitted: bool) -> Ended:
+    """The unit with what shares of its update gain and keep; the network is left with what the floor allows.
+
+    Where something was fitted before, none of the update is a share of its own, and the base is not its start.
+    """
     began = time.perf_counter()
-    path = dial.path(base_loss, PATH if floor is None else SHARES)
+    none, shares = (0.0,) if fitted else (), PATH if floor is None else SHARES
+    path = dial.path(base_loss, (*none, *shares) if floor is None else (*shares, *none))
     if floor is not None:
         path = choose(path, floor)
         dial.turn(next(one.share for one in path if one.chosen))

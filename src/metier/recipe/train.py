@@ -132,7 +132,7 @@ class TrainSection(Section):
     compile: bool = False
     """Compile the network's blocks with torch before the first step: some minutes for later steps that may be faster; `metier plan job.yaml --probe` measures both. Needs a C++ compiler on a CPU, triton on a GPU."""
     retain: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of the general ability that must be kept, such as 0.98: after training, so much of the update is used as gains most on validation and keeps this. Kept is exp of minus the rise of the loss on general text, in nats per token; for encoders the mean cosine to the base's embeddings. null uses all of it."""
+    """Share of the general ability that must be kept, such as 0.98: after training, so much of the update is used as gains most on validation and keeps this. Kept is exp of minus the rise of the loss on general text, in nats per token; for encoders the mean cosine to the base's embeddings; for cells the base's root mean squared error over this one's, on cells that it was pretrained on. null uses all of it."""
     seed: int = Field(default=0, ge=0)
     """Seed of the new parameters, the order of the rows, dropout and the rounding of bf16 weights."""
 

@@ -163,8 +163,13 @@ class Job(ABC):
         """Measured and predicted values for a figure."""
         return ()
 
-    def keeping(self, model: Model, module: nn.Module) -> Callable[[], float]:  # noqa: ARG002
-        """How to tell what is kept of the general ability that the network has now, before it moves.
+    def keeping(self, model: Model, module: nn.Module, before: Measured) -> Callable[[], float]:  # noqa: ARG002
+        """How to tell what is kept of the general ability that the base has; to be called before the network moves.
+
+        Args:
+            model: As loaded.
+            module: Its network, adapted.
+            before: The base's figures.
 
         Raises:
             RecipeError: If nothing says so for this kind of task; preparing has refused that already.
@@ -196,7 +201,7 @@ def nothing_kept(recipe: Recipe) -> RecipeError:
     return RecipeError(
         f"nothing tells what a model for {recipe.task.kind} must keep, so no share of it can be promised",
         where="train.retain",
-        hint="leave train.retain out; it is for language models and encoders, with evaluate.retention not off",
+        hint="leave train.retain out; it is for language models, encoders and cells, with evaluate.retention not off",
     )
 
 

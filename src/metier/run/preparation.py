@@ -21,14 +21,14 @@ def prepare(recipe: Recipe) -> Job:
     """
     check_machine(recipe)
     job = _job(recipe)
+    if recipe.train.retain is not None and not job.keeps:
+        raise nothing_kept(recipe)
     return replace(job, notes=(*job.notes, *doubts(job)))
 
 
 def _job(recipe: Recipe) -> Job:
     if recipe.data.replay is not None and isinstance(recipe.task, CellsTask | OwnTask):
         raise nothing_to_rehearse(recipe)
-    if recipe.train.retain is not None and isinstance(recipe.task, CellsTask | OwnTask):
-        raise nothing_kept(recipe)
     if isinstance(recipe.task, CellsTask | OwnTask):
         guards.check(recipe, "values")
     match recipe.task:

@@ -101,10 +101,10 @@ def _tell_from(setup: Setup, meter: Meter, command: str) -> None:
         adapted = _adapt(setup, fit.said)
         # What is dropped in training is known only now.
         task = job.task.suited(adapted.module)
-        dial = _dial(setup, adapted, task)
+        dial = _dial(setup, adapted, task, before)
         learnt = _learnt(setup, adapted, task)
         outcome = _train(setup, adapted, task, learnt, origin, keep_start=bool(fit.said))
-        strengths = _keep_floor(setup, dial, outcome)
+        strengths = _keep_floor(setup, dial, outcome, fitted=bool(fit.said))
     with meter.phase("measure after"):
         after = job.measure(setup.model, adapted.module, base=before)
     with meter.phase("save"):
@@ -279,7 +279,7 @@ def _train(
     return outcome
 
 
-def _dial(setup: Setup, adapted: Adapted, task: tasks.Task[Any]) -> Dial | None:
+def _dial(setup: Setup, adapted: Adapted, task: tasks.Task[Any], before: Measured) -> Dial | None:
     """What keeps the start of the network, where a floor is set."""
     job, module = setup.job, adapted.module
     if job.recipe.train.retain is None:
@@ -290,19 +290,20 @@ def _dial(setup: Setup, adapted: Adapted, task: tasks.Task[Any]) -> Dial | None:
         start=setup.folder.checkpoints / "start.safetensors",
         end=setup.folder.checkpoints / "end.safetensors",
         validate=partial(tasks.mean_loss, task, module, job.validation),
-        kept=job.keeping(setup.model, module),
+        kept=job.keeping(setup.model, module, before),
     )
     dial.begin()
     return dial
 
 
-def _keep_floor(setup: Setup, dial: Dial | None, outcome: training.Outcome) -> tuple[Strength, ...]:
-    """Use so much of the update as the floor allows."""
+def _keep_floor(setup: Setup, dial: Dial | None, outcome: training.Outcome, *, fitted: bool) -> tuple[Strength, ...]:
+    """Use so much of the update as the floor allows; where something was fitted before, that may be none."""
     floor = setup.job.recipe.train.retain
     if dial is None or floor is None:
         return ()
     dial.stop()
-    path = strength.choose(dial.path(outcome.first_loss), floor)
+    shares = (*strength.SHARES, 0.0) if fitted else strength.SHARES
+    path = strength.choose(dial.path(outcome.first_loss, shares), floor)
     dial.turn(_chosen(path).share)
     log.note(strength.said(path, floor))
     return path

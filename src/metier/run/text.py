@@ -16,7 +16,7 @@ from metier.data.records import Labelled, Splits
 from metier.models.lean import Layout
 from metier.recipe import ChatTask, ClassifyTask, FreezeMethod, LoRAMethod, Recipe
 from metier.run import guards
-from metier.run.job import Job, encode_splits, measured_rows, nothing_kept
+from metier.run.job import Job, encode_splits, measured_rows
 from metier.run.replay import mixed
 from metier.training import batches
 
@@ -103,7 +103,7 @@ class TextJob(Job):
         """Whether networks of this kind retain something, and there are texts to tell it by."""
         return self.task.retains != "none" and bool(self._choosing())
 
-    def keeping(self, model: Model, module: nn.Module) -> Callable[[], float]:
+    def keeping(self, model: Model, module: nn.Module, before: Measured) -> Callable[[], float]:  # noqa: ARG002
         """By the loss on general texts, or by the likeness of embeddings; on texts that report nothing."""
         return evaluation.keeping(self.task, module, models.tokenizer_of(model), self._choosing())
 
@@ -206,8 +206,6 @@ def prepare(recipe: Recipe, section: TextTaskSection) -> TextJob:
         pack=pack,
         notes=tuple(notes),
     )
-    if recipe.train.retain is not None and not job.keeps:
-        raise nothing_kept(recipe)
     return job.rehearsing()
 
 

@@ -23,7 +23,7 @@ from metier.run.job import SPLITS, Job, encode_splits, measured_rows
 from metier.tasks.cells import CellTask
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor, nn
 
@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 CELL_FILES = (".h5mu", ".h5ad")
 MOST_GENERAL = 1000
 """Cells of the pretraining set on which forgetting is measured; more would only narrow the interval. Judgement."""
+
+
+MOST_CHOOSING = 200
+"""Further such cells, by which a share of the update is chosen where a floor is set. Judgement."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,17 @@ class ValueJob(Job):
         if self.original is None or not isinstance(module, models.ScTranslator):
             return module
         return module.merged_into(self.original)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether there are cells that the base was made for, and enough to choose by some of them."""
+        return self.scene.general is not None and len(self.scene.general.choosing) > 0
+
+    def keeping(self, model: Model, module: nn.Module, before: Measured) -> Callable[[], float]:
+        """By the error on cells that the base was made for and that report nothing; the base is the unfitted one."""
+        if self.scene.general is None:
+            return super().keeping(model, module, before)
+        return value_suite.keeping(self.scene.general, module, before)
 
     def facts(self) -> Mapping[str, Any]:
         """The panel that the network was tuned on."""
@@ -316,23 +331,34 @@ def _general(recipe: Recipe, section: CellsTask, model: Model) -> value_suite.Ge
         return None
     if Path(told).suffix in CELL_FILES:
         table = read_cells(told, columns=without_annotations(recipe.data.columns), organism=section.organism)
-        cells, name = Cells(table, np.arange(len(table))), Path(told).stem
+        (choosing, cells), name = _parted(table, recipe.data.seed), Path(told).stem
     elif not told.startswith("neutral"):
         raise RecipeError(f"{told!r} is no set of cells", where="evaluate.retention", hint="name an h5mu file, or off")
     elif known_from_here is None:
         hint = "name the cells it was pretrained on with evaluate.retention=FILE.h5mu"
         return f"retention is not measured: {recipe.model.base} does not say what it was pretrained on; {hint}"
     else:
-        cells, name = cells_of(known_from_here.test), "pretraining set"
+        choosing, cells = (cells_of(part) for part in (known_from_here.validation, known_from_here.test))
+        name = "pretraining set"
     known = models.known_proteins(model.module, cells.table.panel)
     if not known or not cells.table.measured:
         raise DataError("has no protein that the network knows", where=told, hint="name another set, or off")
     # On its own scale, whatever scale the new targets have.
     own = section.model_copy(update={"transform": "auto"})
     task = cell_task(own, model.module, cells.table.panel.only(known), seed=recipe.train.seed)
-    chosen = measured_rows(cells, MOST_GENERAL, recipe.data.seed)
+    told_by, chosen_by = (
+        task.encode(measured_rows(part, most, recipe.data.seed), training=False)
+        for part, most in ((cells, MOST_GENERAL), (choosing, MOST_CHOOSING))
+    )
     fingerprint = f"{cells.table.fingerprint()} {len(cells)} {recipe.data.seed}"
-    return value_suite.General(name, task, task.encode(chosen, training=False), fingerprint)
+    return value_suite.General(name, task, told_by, chosen_by, fingerprint)
+
+
+def _parted(table: CellTable, seed: int) -> tuple[Cells, Cells]:
+    """A fifth of a table's cells, at most as many as are needed, by which a strength is chosen, and the others."""
+    drawn = np.random.default_rng(derive(seed, "choosing")).permutation(len(table))
+    first = min(MOST_CHOOSING, len(table) // 5)
+    return Cells(table, np.sort(drawn[:first])), Cells(table, np.sort(drawn[first:]))
 
 
 def _cells_of_base(recipe: Recipe) -> Splits | None:
