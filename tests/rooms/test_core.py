@@ -259,3 +259,28 @@ print(outside, inside, faults())
     outside, inside, after = map(int, done.stdout.split())
     assert inside < outside / 10
     assert after > inside * 10
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library's heap can be trimmed")
+def test_what_was_let_go_before_a_phase_is_not_counted_in_it():
+    """In a process of its own; what is freed lies below what stays, so that the heap cannot shrink by itself."""
+    script = """
+import ctypes
+from metier.core import heap
+from metier.core.meter import Meter, peak_memory_bytes
+
+memory = ctypes.CDLL(None)
+memory.malloc.restype = ctypes.c_void_p
+size = 256 << 20
+with heap.kept():
+    gone, stays = (memory.malloc(ctypes.c_size_t(size)) for _ in range(2))
+    for place in (gone, stays):
+        ctypes.memset(ctypes.c_void_p(place), 1, size)
+memory.free(ctypes.c_void_p(gone))
+before, meter = peak_memory_bytes(), Meter()
+with meter.phase("later"):
+    pass
+print(before - meter.phases[0].peak_memory_bytes)
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert int(done.stdout) > 200 << 20

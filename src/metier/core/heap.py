@@ -21,10 +21,10 @@ def kept() -> Iterator[None]:
     pays page by page for the gradients of large weights that the step before had just let go. Other C libraries are
     left as they are.
     """
-    if platform.libc_ver()[0] != "glibc":
+    library = _library()
+    if library is None:
         yield
         return
-    library = ctypes.CDLL(None)
     library.mallopt(_MMAP_MAX, 0)
     library.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
     try:
@@ -32,4 +32,16 @@ def kept() -> Iterator[None]:
     finally:
         for setting, value in _USUAL.items():
             library.mallopt(setting, value)
+        trim()
+
+
+def trim() -> None:
+    """Give the system back what was freed and is still held, wherever in the heap it lies."""
+    library = _library()
+    if library is not None:
         library.malloc_trim(0)
+
+
+def _library() -> ctypes.CDLL | None:
+    """The GNU C library; None where the process has another."""
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from metier.core import heap
 from metier.core.evidence import Phase
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -64,6 +65,7 @@ def _peak_since_start() -> int:
 
 
 def _forget_peak() -> None:
+    heap.trim()  # what earlier work let go and the heap still holds is no use of memory
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
