@@ -28,7 +28,7 @@ from metier.experiment.arms import arms_of
 from metier.experiment.base import LoadedBase
 from metier.experiment.budget import Done, Prices, Size
 from metier.experiment.search import Tried
-from metier.experiment.trials import Ended, Unit, recipe_of
+from metier.experiment.trials import Ended, made_of
 from metier.recipe import LoRAMethod, parse, split_methods
 from metier.render import history
 from metier.report import plain
@@ -287,16 +287,14 @@ class TestArms:
         recipe = parse(
             sums(place, "x", train={"epochs": 30, "max_steps": None, "schedule": {"kind": "step", "gamma": 0.9}})
         )
-        arm = arms_of(recipe)[0]
-        third = recipe_of(Unit(arm, "coarse", 1e-3, 0, length=1 / 3), recipe, 160)
+        third = made_of(recipe, 160, rate=1e-3, seed=0, length=1 / 3)
         assert third.train.max_steps == 100
         assert third.train.schedule.gamma == pytest.approx(0.9**3)
         assert third.train.evaluations == 2
 
     def test_fewer_steps_take_a_higher_rate(self, place):
         recipe = parse(sums(place, "x"))
-        arm = arms_of(recipe)[0]
-        peaks = [recipe_of(Unit(arm, "coarse", 1e-3, 0, length=n), recipe, 160).train.learning_rate for n in (1, 1 / 3)]
+        peaks = [made_of(recipe, 160, rate=1e-3, seed=0, length=n).train.learning_rate for n in (1, 1 / 3)]
         assert peaks == [1e-3, pytest.approx(1e-3 * 3**0.5)]
 
 
@@ -643,6 +641,7 @@ def jobs(place):
             "method": {"kind": "lora", "rank": 4},
             "train": {"max_steps": 6, "batch_size": 8, "evaluations": 2, "learning_rate": 0.01},
             "evaluate": {"generate": False, "retention": "off"},
+            "compare": {"trials": 0},
             "export": {"folder": str(place / "runs" / "several")},
         }
         (place / f"{name}.yaml").write_text(yaml.safe_dump(tree))
@@ -684,6 +683,27 @@ class TestSeveralTasks:
         assert len(before) > 2 * 2 * 7
         assert metier.compare_tasks(jobs, seeds=2).interference.ways[1:] == held.ways[1:]
         assert before == {p: p.stat().st_mtime_ns for p in before}
+
+    def test_each_task_and_joint_training_have_a_rate_of_their_own(self, place, jobs):
+        folder = f"export.folder={place / 'runs' / 'searched'}"
+        # At a hundredth of what this network bears, every search has to go up.
+        found = metier.compare_tasks(jobs, "compare.trials=5", "train.learning_rate=1e-4", folder, seeds=1)
+        held, trials = found.interference, found.path / "trials"
+        rates = {f"task-{i}": rate for i, rate in enumerate(held.learning_rates)}
+        rates["joint"] = held.joint_learning_rate
+        for name, rate in rates.items():
+            tried = {float(one.name.partition("-")[2]) for one in (trials / "search" / name).iterdir()}
+            assert rate > 1e-3
+            assert len(tried) >= 5
+            # The search looks at short trainings; the first seed was trained whole with two rates, one of which stays.
+            whole = {float(one.name.rpartition(f"{name}-")[2]): one for one in (trials / "seed-0").glob(f"{name}-*")}
+            assert len(whole) == 2
+            losses = {at: json.loads((one / "result.json").read_text())["loss"] for at, one in whole.items()}
+            assert losses[rate] <= min(losses.values()) * (1 + 1e-4)
+        before = {p: p.stat().st_mtime_ns for p in trials.rglob("result.json")}
+        again = metier.compare_tasks(jobs, "compare.trials=5", "train.learning_rate=1e-4", folder, seeds=1)
+        assert again.interference.ways[1:] == held.ways[1:]
+        assert before == {p: p.stat().st_mtime_ns for p in trials.rglob("result.json")}
 
     def test_tasks_that_do_not_share_a_base_are_refused(self, place, jobs):
         other = place / "other.yaml"

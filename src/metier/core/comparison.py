@@ -260,7 +260,9 @@ class Interference(Value):
     rows_measured: tuple[int, ...]
     """Test rows of each task."""
     learning_rates: tuple[float, ...]
-    """Peak learning rate of each task's adapter, the same in sequence; joint training takes the first."""
+    """Peak learning rate of each task's adapter, the same in sequence."""
+    joint_learning_rate: float | None = None
+    """Peak learning rate of joint training; None in files of versions in which it took the first task's."""
     seeds: tuple[int, ...]
     """Seeds of every training."""
     confidence: float

@@ -9,9 +9,11 @@ on validation, never on test rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from metier.core import DivergedError
 
 Stage = Literal["coarse", "fine", "edge"]
 
@@ -80,6 +82,29 @@ def next_point(centre: float, tried: Sequence[Tried], *, fine: bool, most: float
             if _is_open(rate, tried, most):
                 return Point(rate, "fine")
     return None
+
+
+def look(centre: float, attempt: Callable[[Point], Tried], *, fine: bool, most: float = math.inf) -> tuple[Tried, ...]:
+    """Everything that was tried, in order; the arguments are those of `next_point`, and what tries a point."""
+    tried: list[Tried] = []
+    while (point := next_point(centre, tried, fine=fine, most=most)) is not None:
+        tried.append(attempt(point))
+    return tuple(tried)
+
+
+def best_of(tried: Sequence[Tried], *, where: str, hint: str) -> Tried:
+    """The best that was tried, see `chosen`.
+
+    Raises:
+        DivergedError: If none had a number; it says where, and the hint.
+    """
+    best = chosen(tried)
+    if best is None:
+        rates = [one.rate for one in tried]
+        raise DivergedError(
+            f"every learning rate from {min(rates):g} to {max(rates):g} diverged", where=where, hint=hint
+        )
+    return best
 
 
 def chosen(tried: Sequence[Tried]) -> Tried | None:

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from metier import adapt, evaluation, models, report, training
+from metier import adapt, evaluation, models, planning, report, training
 from metier.core import DivergedError, Fault, RecipeError, log
 from metier.core.comparison import Interference, Pair, Way
 from metier.core.files import write_json, write_text
@@ -19,10 +20,12 @@ from metier.core.rng import derive, seed_everything
 from metier.core.version import __version__
 from metier.evaluation import Measured
 from metier.evaluation.suite import estimate
-from metier.experiment import checks, findings
+from metier.experiment import checks, findings, search
 from metier.experiment.base import LoadedBase
+from metier.experiment.budget import CHECKED, SEARCH_SHARE
 from metier.experiment.folder import RESULT, ExperimentFolder
-from metier.experiment.trials import WEIGHTS, tidy, train
+from metier.experiment.search import Point, Tried
+from metier.experiment.trials import WEIGHTS, Ended, made_of, read, tidy, told, train
 from metier.recipe import LoRAMethod, Recipe, dump, load
 from metier.run import environment, prepare, say
 from metier.run.folder import differences, enter
@@ -177,7 +180,6 @@ class _Several:
         """Take the jobs; the base is loaded when it is first needed."""
         self.jobs, self.names, self.folder = tuple(jobs), tuple(names), folder
         self.primary = tuple(job.declared() for job in jobs)
-        self.rates = tuple(learning_rate(job)[0] for job in jobs)
         self._loaded: LoadedBase | None = None
 
     def base(self) -> LoadedBase:
@@ -191,10 +193,13 @@ class _Several:
         recipe = self.jobs[0].recipe
         seeds = tuple(recipe.train.seed + number for number in range(recipe.compare.seeds))
         base = self.measured("base", lambda: self.base().model.module)
-        held = [_OneSeed(self, seed).ways() for seed in seeds]
+        named = enumerate(zip(self.names, self.jobs, strict=True))
+        rates = tuple(self._rate(f"task-{number}", name, job) for number, (name, job) in named)
+        joint = self._rate("joint", TITLES["joint"], self.joint())
+        held = [_OneSeed(self, seed, rates, joint).ways() for seed in seeds]
         own = list(zip(*(ways["switched"][0] for ways in held), strict=True))
-        told = [findings.clusters_of(job) for job in self.jobs]
-        scene = _Scene(self, base, own, [ids for ids, _ in told])
+        grouped = [findings.clusters_of(job) for job in self.jobs]
+        scene = _Scene(self, base, own, [ids for ids, _ in grouped])
         return Interference(
             metier=__version__,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -203,7 +208,8 @@ class _Several:
             tasks=self.names,
             rows_train=tuple(len(job.splits.train) for job in self.jobs),
             rows_measured=tuple(len(job.test) for job in self.jobs),
-            learning_rates=self.rates,
+            learning_rates=rates,
+            joint_learning_rate=joint,
             seeds=seeds,
             confidence=recipe.evaluate.confidence,
             measure=self.primary,
@@ -212,29 +218,77 @@ class _Several:
             higher_is_better=tuple(scene.rows_of(base, task).higher_is_better for task in range(len(self.jobs))),
             base=scene.scores([base]),
             ways=tuple(scene.way(name, [ways[name] for ways in held]) for name in TITLES),
-            notes=_notes(seeds, [said for _, notes in told for said in notes]),
+            notes=_notes(seeds, [f"joint training takes the learning rate {joint:g}"], *(said for _, said in grouped)),
         )
 
+    def joint(self) -> Job:
+        """The rows of all tasks together, learnt as the first recipe says."""
+        return replace(
+            self.jobs[0],
+            train=Joined([job.train for job in self.jobs]),
+            validation=Joined([job.validation for job in self.jobs]),
+        )
+
+    def _rate(self, folder: str, name: str, job: Job) -> float:
+        """The learning rate of a job, searched on its validation rows as it is for the methods of one task."""
+        given, _ = learning_rate(job)
+        first = self.jobs[0].recipe
+        trials, seed = first.compare.trials, first.train.seed
+        if not trials:
+            return given
+
+        def ended_with(rate: float, stage: str, length: float, place: str) -> Ended:
+            recipe = made_of(job.recipe, len(job.train), rate=rate, seed=seed, length=length)
+            ended = self._trained(place, replace(job, recipe=recipe), keeps=length == 1)
+            log.note(f"{name}: learning rate {rate:g} ({stage}): {told(ended)}")
+            return ended
+
+        def attempt(point: Point) -> Tried:
+            place = f"search/{folder}/{point.stage}-{point.rate:g}"
+            ended = ended_with(point.rate, point.stage, SEARCH_SHARE, place)
+            return Tried(point.rate, point.stage, ended.loss_under(None), ended.is_above_base(None))
+
+        def whole(rate: float) -> float:
+            return ended_with(rate, "whole training", 1.0, _place(seed, folder, rate)).loss_under(None)
+
+        most = planning.highest_rate(job.recipe.method, head=job.head, parameters=job.parameters)
+        tried = search.look(given, attempt, fine=trials > CHECKED, most=most)
+        best = search.best_of(tried, where=name, hint="look at the rows with `metier check`").rate
+        if trials > CHECKED:
+            # Short trainings take rates for best that are a little too high for whole ones.
+            lower = search.below(tried, best)
+            best = lower if search.is_lower(whole(lower), whole(best)) else best
+        log.note(f"{name}: learning rate {best:g} is chosen")
+        return best
+
     def learn(self, name: str, job: Job, *, start: Path | None = None) -> Path:
-        """An adapter, trained on a job, from another one's weights where one is given; found where it was made."""
+        """An adapter, trained on a job, from another one's weights where one is given; found where it was made.
+
+        Raises:
+            DivergedError: If training ends without a number.
+        """
+        if self._trained(name, job, start=start, keeps=True).diverged:
+            raise DivergedError(f"{name} diverged", where="train.learning_rate", hint="set a lower one in the recipe")
+        return self.folder.path / "trials" / name
+
+    def _trained(self, name: str, job: Job, *, start: Path | None = None, keeps: bool = False) -> Ended:
+        """How a training ended, made or found; `keeps` leaves its adapter in its place."""
         place = self.folder.path / "trials" / name
-        if (place / RESULT).exists():
-            return place
+        found = read(place / RESULT)
+        if found is not None:
+            return found
         base = self.base()
         with base.ready(job) as ready:
             if start is not None:
                 training.checkpoint.load_weights(ready.adapted.module, start / "adapter" / WEIGHTS)
             rows = learnt(ready.job, ready.adapted.module)
             ended = train(place, ready, base, rows, job.plan(flops_per_second=None), keeps=False)
-            if ended.diverged:
-                raise DivergedError(
-                    f"{name} diverged", where="train.learning_rate", hint="set a lower one in the recipe"
-                )
-            adapt.save_adapter(ready.adapted.module, place / "adapter")
-            models.write_tensors(adapt.moving_weights(ready.adapted.module), place / "adapter" / WEIGHTS)
+            if keeps and not ended.diverged:
+                adapt.save_adapter(ready.adapted.module, place / "adapter")
+                models.write_tensors(adapt.moving_weights(ready.adapted.module), place / "adapter" / WEIGHTS)
         write_json(place / RESULT, ended.model_dump())
         tidy(place)
-        return place
+        return ended
 
     def with_adapters(self, places: Sequence[Path], use: Callable[[nn.Module], T]) -> T:
         """What comes of the base with these adapters on it; afterwards it is the base again."""
@@ -270,20 +324,34 @@ class _Several:
         return f"{self.names[task]} {value:.4f}"
 
 
+def _place(seed: int, name: str, rate: float) -> str:
+    """Where a whole training with a seed and a rate lies, below the trials."""
+    return f"seed-{seed}/{name}-{rate:g}"
+
+
 class _OneSeed:
     """Every way to hold the tasks, with one seed."""
 
-    def __init__(self, several: _Several, seed: int) -> None:
-        """Take what is the same for every seed."""
-        self._several, self._seed, self._folder = several, seed, f"seed-{seed}"
+    def __init__(self, several: _Several, seed: int, rates: Sequence[float], joint: float) -> None:
+        """Take what is the same for every seed: the tasks, the rate of each, and that of joint training."""
+        self._several, self._seed, self._joint_rate = several, seed, joint
+        # What was made with other rates is not this.
+        made_with = "-".join(f"{rate:g}" for rate in (*rates, joint))
+        self._folder = f"seed-{seed}/{sha256(made_with.encode()).hexdigest()[:8]}"
+        self._rates = tuple(rates)
         self._jobs = tuple(
             replace(job, recipe=job.recipe.with_train(seed=seed, learning_rate=rate))
-            for job, rate in zip(several.jobs, several.rates, strict=True)
+            for job, rate in zip(several.jobs, rates, strict=True)
         )
+        whole = several.joint()
+        self._together = replace(whole, recipe=whole.recipe.with_train(seed=seed, learning_rate=joint))
 
     def ways(self) -> dict[str, tuple[list[State], float | None]]:
         """The states of each way in order, and the seconds between two tasks in use where there are several."""
-        alone = [self._several.learn(f"{self._folder}/task-{i}", job) for i, job in enumerate(self._jobs)]
+        alone = [
+            self._several.learn(_place(self._seed, f"task-{i}", rate), job)
+            for i, (rate, job) in enumerate(zip(self._rates, self._jobs, strict=True))
+        ]
         return {
             "switched": self._switched(alone),
             **{str(how): ([self._blended(alone, how)], None) for how in BLENDS},
@@ -324,12 +392,7 @@ class _OneSeed:
 
     def _joint(self) -> State:
         """One adapter on the rows of all tasks together."""
-        job = replace(
-            self._jobs[0],
-            train=Joined([job.train for job in self._jobs]),
-            validation=Joined([job.validation for job in self._jobs]),
-        )
-        return self._alone(self._several.learn(f"{self._folder}/joint", job), "joint")
+        return self._alone(self._several.learn(_place(self._seed, "joint", self._joint_rate), self._together), "joint")
 
     def _sequence(self, first: Path) -> list[State]:
         """One adapter on one task after the other."""
@@ -412,9 +475,9 @@ class _Scene:
         return self.several.jobs[task].recipe.evaluate.confidence
 
 
-def _notes(seeds: Sequence[int], told: Sequence[str]) -> tuple[str, ...]:
+def _notes(seeds: Sequence[int], *said: Sequence[str]) -> tuple[str, ...]:
     alone = "one seed: a difference between two ways may be chance of training" if len(seeds) == 1 else ""
-    return tuple(dict.fromkeys(note for note in (alone, *told) if note))
+    return tuple(dict.fromkeys(note for note in (alone, *(one for some in said for one in some)) if note))
 
 
 def _without_baselines(recipe: Recipe) -> Recipe:

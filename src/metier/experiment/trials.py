@@ -57,7 +57,7 @@ class Unit:
         arm: Which way to tune.
         stage: Why: a trial of the search, a whole training that was not taken, one that was, one on a part of the
             rows, or a trial there.
-        rate: Peak learning rate of a whole training; see `peak`.
+        rate: Peak learning rate of a whole training; see `raised`.
         seed: Seed of new parameters, order and dropout.
         share: Share of the training rows.
         length: Share of the steps, with the whole schedule.
@@ -73,16 +73,6 @@ class Unit:
     rows: int | None = None
 
     @property
-    def peak(self) -> float:
-        """The peak learning rate that it is trained with: fewer steps bear a higher one, by the root of their share.
-
-        Source: the best rate of a linear decay over T steps falls as 1/sqrt(T), Defazio et al. 2023,
-        arXiv:2310.07831. Measured (docs/evidence/ways.md): judged at one and the same rate, a third of the steps chose
-        up to three times what whole trainings were best with.
-        """
-        return self.rate / math.sqrt(self.length)
-
-    @property
     def folder(self) -> Path:
         """Where it lies, below `trials`."""
         part = "" if self.share == 1 else f"-{self.share:g}"
@@ -93,6 +83,16 @@ class Unit:
     def is_measured(self) -> bool:
         """Whether the test rows are measured."""
         return self.stage in {"final", "curve"}
+
+
+def raised(rate: float, length: float) -> float:
+    """The peak learning rate of a training with a share of the steps: fewer bear a higher one, by the share's root.
+
+    Source: the best rate of a linear decay over T steps falls as 1/sqrt(T), Defazio et al. 2023, arXiv:2310.07831.
+    Measured (docs/evidence/ways.md): judged at one and the same rate, a third of the steps chose up to three times what
+    whole trainings were best with.
+    """
+    return rate / math.sqrt(length)
 
 
 class Ended(Value):
@@ -178,7 +178,7 @@ class Trials:
 
     def find(self, unit: Unit) -> Ended | None:
         """How a unit ended that was made before; None where it was not."""
-        return _read(self._folder / unit.folder / RESULT)
+        return read(self._folder / unit.folder / RESULT)
 
     def measured(self, unit: Unit) -> Measured | None:
         """What a unit that did not diverge scored on the test rows."""
@@ -212,7 +212,7 @@ class Trials:
         tries = job.recipe.train.retain is not None
         # What a floor allows is told by what is tried after training.
         for name in (RESULT, DROPPED) if tries else (RESULT, DROPPED, TRAINED):
-            found = _read(place / name)
+            found = read(place / name)
             if found is not None:
                 return found
         with self._base().ready(job) as ready:
@@ -230,7 +230,7 @@ class Trials:
         place, base, job = self._folder / unit.folder, self._base(), ready.job
         learnt = self._asked(unit, ready)
         dial = self._dial(place, ready, base, unit) if tries else None
-        ended = _read(place / TRAINED)
+        ended = read(place / TRAINED)
         if ended is not None:
             training.checkpoint.load_weights(ready.adapted.module, place / WEIGHTS)
         else:
@@ -247,7 +247,8 @@ class Trials:
         if key not in self._jobs:
             self._jobs[key] = unit.arm.job(self._parts[unit.share])
         job = self._jobs[key]
-        return replace(job, recipe=recipe_of(unit, job.recipe, len(job.train)))
+        recipe = made_of(job.recipe, len(job.train), rate=unit.rate, seed=unit.seed, length=unit.length)
+        return replace(job, recipe=recipe)
 
     def _asked(self, unit: Unit, ready: Ready) -> Learnt:
         """What is learnt under the arm's guards; the base is asked once for each arm and part of the rows."""
@@ -298,20 +299,36 @@ def _tried(dial: Dial, ended: Ended, base_loss: float, floor: float | None, *, f
     return ended.model_copy(update={"strengths": path, "trying_seconds": time.perf_counter() - began})
 
 
-def recipe_of(unit: Unit, recipe: Recipe, rows: int) -> Recipe:
-    """The recipe of an arm made that of a unit on so many rows: fewer steps keep the whole schedule, rescaled."""
-    steps = max(1, round(recipe.train.total_steps(rows) * unit.length))
-    evaluations = max(1, math.ceil(recipe.train.evaluations * unit.length))
-    made = recipe.with_train(learning_rate=unit.peak, seed=unit.seed, max_steps=steps, evaluations=evaluations)
+def made_of(recipe: Recipe, rows: int, *, rate: float, seed: int, length: float) -> Recipe:
+    """A recipe on so many rows made that of one training: fewer steps keep the whole schedule, rescaled.
+
+    Args:
+        recipe: What a whole training is made by.
+        rows: Its training rows.
+        rate: Peak learning rate of a whole training; see `raised`.
+        seed: Seed of new parameters, order and dropout.
+        length: Share of the steps.
+    """
+    steps = max(1, round(recipe.train.total_steps(rows) * length))
+    evaluations = max(1, math.ceil(recipe.train.evaluations * length))
+    made = recipe.with_train(learning_rate=raised(rate, length), seed=seed, max_steps=steps, evaluations=evaluations)
     schedule = made.train.schedule
-    if isinstance(schedule, Step) and unit.length < 1:
+    if isinstance(schedule, Step) and length < 1:
         # Fewer cuts fit, so each is deeper: the rate ends where that of the whole training does.
-        schedule = schedule.model_copy(update={"gamma": schedule.gamma ** (1 / unit.length)})
+        schedule = schedule.model_copy(update={"gamma": schedule.gamma ** (1 / length)})
         made = made.with_train(schedule=schedule)
     return made
 
 
-def _read(path: Path) -> Ended | None:
+def told(ended: Ended) -> str:
+    """How a training ended, for its log."""
+    if ended.loss is None:
+        return "diverged"
+    first = "no number" if ended.first_loss is None else f"{ended.first_loss:.4f}"
+    return f"validation loss {first} -> {ended.loss:.4f} at step {ended.best_step} of {ended.steps}"
+
+
+def read(path: Path) -> Ended | None:
     """How a unit ended, as it was written there; None where nothing whole is."""
     try:
         return Ended.model_validate_json(path.read_text("utf-8"))

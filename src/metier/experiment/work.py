@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from metier import evaluation, planning
-from metier.core import DivergedError, log
+from metier.core import log
 from metier.experiment import budget, findings, outline, parts, search
 from metier.experiment.base import LoadedBase
 from metier.experiment.budget import CHECKED, SEARCH_SHARE, Done, Prices, Size
 from metier.experiment.findings import Found, Scene, Seed
-from metier.experiment.search import Tried
-from metier.experiment.trials import Ended, Trials, Unit
+from metier.experiment.search import Point, Tried
+from metier.experiment.trials import Ended, Trials, Unit, told
 from metier.recipe import FullMethod, LoRAMethod
 from metier.run.job import Job, learning_rate, measured_rows
 from metier.run.story import measure_base
@@ -172,28 +172,22 @@ class Work:
             return _Searched(centre, (), ())
         self._shrink()
         most = planning.highest_rate(arm.method, head=self.job.head, parameters=self.job.parameters)
-        tried: list[Tried] = []
         made: list[Ended] = []
-        while True:
-            point = search.next_point(centre, tried, fine=self.size.trials > CHECKED, most=most)
-            if point is None:
-                break
+
+        def attempt(point: Point) -> Tried:
             ended = self._make(Unit(arm, point.stage, point.rate, self.job.recipe.train.seed, length=SEARCH_SHARE))
             made.append(ended)
             floor = self.job.recipe.train.retain
-            tried.append(Tried(point.rate, point.stage, ended.loss_under(floor), ended.is_above_base(floor)))
-            log.note(f"{arm.name}: learning rate {point.rate:g} ({point.stage}): {_told(ended)}")
-        best = search.chosen(tried)
-        if best is None:
-            raise DivergedError(
-                f"every learning rate from {min(t.rate for t in tried):g} to {max(t.rate for t in tried):g} diverged",
-                where=f"compare.methods: {arm.name}",
-                hint="look at the rows with `metier check`, or leave this method out",
-            )
+            log.note(f"{arm.name}: learning rate {point.rate:g} ({point.stage}): {told(ended)}")
+            return Tried(point.rate, point.stage, ended.loss_under(floor), ended.is_above_base(floor))
+
+        tried = search.look(centre, attempt, fine=self.size.trials > CHECKED, most=most)
+        hint = "look at the rows with `metier check`, or leave this method out"
+        best = search.best_of(tried, where=f"compare.methods: {arm.name}", hint=hint)
         if best.diverged:
             self.notes.append(f"{arm.name}: no learning rate of the search was better than the base on validation")
         log.note(f"{arm.name}: learning rate {best.rate:g} is chosen")
-        return _Searched(best.rate, tuple(tried), tuple(made))
+        return _Searched(best.rate, tried, tuple(made))
 
     def _settled(self, arm: Arm, searched: _Searched) -> _Searched:
         """The search with the rate that the first seed, trained whole, prefers: its best, or a finer step below."""
@@ -204,7 +198,7 @@ class Work:
         ended = [self.trials.train(unit) for unit in units]
         losses = [one.loss_under(self.job.recipe.train.retain) for one in ended]
         for rate, one in zip(rates, ended, strict=True):
-            log.note(f"{arm.name}: learning rate {rate:g} (whole training): {_told(one)}")
+            log.note(f"{arm.name}: learning rate {rate:g} (whole training): {told(one)}")
         taken = int(search.is_lower(losses[1], losses[0]))
         self.trials.drop(units[1 - taken], ended[1 - taken])
         self._made.append((replace(units[1 - taken], stage="whole"), ended[1 - taken]))
@@ -230,7 +224,7 @@ class Work:
         seed = self.job.recipe.train.seed + number
         unit = self._unit(arm, "final", rate, seed)
         ended = self._make(unit)
-        log.note(f"{arm.name}, seed {seed}: {_told(ended)}")
+        log.note(f"{arm.name}, seed {seed}: {told(ended)}")
         return Seed(seed, ended, self.trials.measured(unit))
 
     def _checked_rate(self, one: Found, share: float) -> float:
@@ -322,13 +316,6 @@ class Work:
     def _wish(self) -> dict[str, object]:
         asked = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.asked).items()}
         return {**asked, "budget_seconds": self.allowed}
-
-
-def _told(ended: Ended) -> str:
-    if ended.loss is None:
-        return "diverged"
-    first = "no number" if ended.first_loss is None else f"{ended.first_loss:.4f}"
-    return f"validation loss {first} -> {ended.loss:.4f} at step {ended.best_step} of {ended.steps}"
 
 
 def _between(small: float, whole: float, smallest: float, share: float) -> float:
