@@ -81,7 +81,7 @@ class Strength(Value):
     share: float
     """Share of the update, 0 the base, 1 all of it."""
     gain: float
-    """Validation loss of the base minus this one, in nats per scored token or row."""
+    """Validation loss of the base minus this one, in nats per scored token or row, for numbers in the task's own unit."""
     kept: float
     """Share of the general ability that is kept: exp of minus the mean rise of the loss on general text in nats per
     token for language models, the mean cosine to the base's embeddings for encoders, the base's root mean squared error

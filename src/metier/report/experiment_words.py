@@ -23,7 +23,7 @@ EN: Mapping[str, str] = {
     "strengths": "Only a part of the update",
     "strengths_lead": "Each tuned model with its update scaled, on the validation rows: × 0 is the base, × 1 all of it."
     " A ring marks what was chosen.",
-    "strengths_up": "fall of the validation loss, nats",
+    "strengths_up": "fall of the validation loss",
     "differences": "Do they differ?",
     "differences_lead": "The same rows and seeds, paired; thin lines are {coverage} intervals, over rows and seeds,"
     " thick ones decide on equivalence. Inside the shaded zone of ± {delta} a difference counts as none.",
@@ -135,7 +135,7 @@ ZH: Mapping[str, str] = {
     "strengths": "只取一部分更新",
     "strengths_lead": "把每个微调模型的更新按比例缩放，在验证行上测量：× 0 为基座模型，× 1 为全部更新。"
     "圆环表示选定的比例。",
-    "strengths_up": "验证损失的下降（nats）",
+    "strengths_up": "验证损失的下降",
     "differences": "有差异吗",
     "differences_lead": "同样的数据行和随机种子，成对比较；细线为针对数据行与随机种子的 {coverage} 区间，"
     "粗线用于判定等效。落在 ± {delta} 阴影区内的差异视为没有差异。",

@@ -288,6 +288,8 @@ def finite(points: Sequence[Point]) -> list[Point]:
     return [point for point in points if all(map(math.isfinite, point))]
 
 
+_ASTRAY = 0.4
+"""What a name at an edge costs for each percent of the width between it and what it names."""
 _HIDDEN = 20.0
 """From this cost on something is covered."""
 
@@ -337,9 +339,10 @@ def _around(at: Point) -> Iterator[Spot]:
         for sign, lower in ((-1, 0), (1, 9)):
             yield Spot(percent, 0.7 * far, down + sign * 0.8 * far + lower, "start", cost + 0.4)
             yield Spot(percent, -0.7 * far, down + sign * 0.8 * far + lower, "end", cost + 0.5)
-            # A long name beside a point near the middle fits a narrow screen only from its edge.
-            yield Spot(0, 2, down + sign * far + lower, "start", cost + 10)
-            yield Spot(100, -2, down + sign * far + lower, "end", cost + 10)
+            # A long name beside a point near the middle fits a narrow screen only from its edge; no line leads there, so
+            # the farther the edge is, the less it will do.
+            yield Spot(0, 2, down + sign * far + lower, "start", cost + 10 + _ASTRAY * percent)
+            yield Spot(100, -2, down + sign * far + lower, "end", cost + 10 + _ASTRAY * (100 - percent))
 
 
 def _along(plot: Plot, rule: Rule) -> Iterator[Spot]:

@@ -63,7 +63,7 @@ class Dial:
                 self.turn(share)
                 gain = base_loss - self.validate()
                 found.append(Strength(share=share, gain=gain, kept=self.kept(), chosen=False))
-                show(number, f"{share:.0%} of the update: {gain:+.4f} nats gained, {found[-1].kept:.1%} kept")
+                show(number, f"{share:.0%} of the update: validation loss {-gain:+.4f}, {found[-1].kept:.1%} kept")
         return tuple(found)
 
     def turn(self, share: float) -> None:
@@ -95,6 +95,6 @@ def said(path: Sequence[Strength], floor: float) -> str:
     if chosen.share == 1:
         return f"the whole update is used: {figures}"
     return (
-        f"{chosen.share:.0%} of the update is used: {figures}; the whole would keep {whole.kept:.1%} and gain "
-        f"{whole.gain - chosen.gain:+.3f} nats on validation"
+        f"{chosen.share:.0%} of the update is used: {figures}; the whole would keep {whole.kept:.1%}, with "
+        f"{chosen.gain - whole.gain:+.3f} of validation loss"
     )
