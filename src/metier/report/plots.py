@@ -339,8 +339,8 @@ def _around(at: Point) -> Iterator[Spot]:
         for sign, lower in ((-1, 0), (1, 9)):
             yield Spot(percent, 0.7 * far, down + sign * 0.8 * far + lower, "start", cost + 0.4)
             yield Spot(percent, -0.7 * far, down + sign * 0.8 * far + lower, "end", cost + 0.5)
-            # A long name beside a point near the middle fits a narrow screen only from its edge; no line leads there, so
-            # the farther the edge is, the less it will do.
+            # A long name beside a point near the middle fits a narrow screen only from its edge. No line leads there,
+            # so the farther the edge is, the less it will do.
             yield Spot(0, 2, down + sign * far + lower, "start", cost + 10 + _ASTRAY * percent)
             yield Spot(100, -2, down + sign * far + lower, "end", cost + 10 + _ASTRAY * (100 - percent))
 
