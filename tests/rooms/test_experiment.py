@@ -684,10 +684,11 @@ class TestSeveralTasks:
         assert metier.compare_tasks(jobs, seeds=2).interference.ways[1:] == held.ways[1:]
         assert before == {p: p.stat().st_mtime_ns for p in before}
 
-    def test_each_task_and_joint_training_have_a_rate_of_their_own(self, place, jobs):
+    def test_each_task_and_joint_training_have_a_rate_of_their_own(self, place, jobs, capsys):
         folder = f"export.folder={place / 'runs' / 'searched'}"
         # At a hundredth of what this network bears, every search has to go up.
         found = metier.compare_tasks(jobs, "compare.trials=5", "train.learning_rate=1e-4", folder, seeds=1)
+        said = [json.loads(line) for line in capsys.readouterr().err.splitlines() if '"trainings"' in line]
         held, trials = found.interference, found.path / "trials"
         rates = {f"task-{i}": rate for i, rate in enumerate(held.learning_rates)}
         rates["joint"] = held.joint_learning_rate
@@ -701,6 +702,10 @@ class TestSeveralTasks:
             losses = {at: json.loads((one / "result.json").read_text())["loss"] for at, one in whole.items()}
             assert losses[rate] <= min(losses.values()) * (1 + 1e-4)
         before = {p: p.stat().st_mtime_ns for p in trials.rglob("result.json")}
+        # 5 trials and 2 whole trainings of each of three, one of them again in sequence; more where a grid moved on.
+        moved_on = len(list((trials / "search").glob("*/edge-*")))
+        assert said[0]["trainings"] == 22 == len(before) - moved_on
+        assert said[0]["seconds"] > 0
         again = metier.compare_tasks(jobs, "compare.trials=5", "train.learning_rate=1e-4", folder, seeds=1)
         assert again.interference.ways[1:] == held.ways[1:]
         assert before == {p: p.stat().st_mtime_ns for p in trials.rglob("result.json")}

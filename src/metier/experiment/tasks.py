@@ -29,9 +29,9 @@ from metier.experiment.trials import WEIGHTS, Ended, made_of, read, tidy, told, 
 from metier.recipe import LoRAMethod, Recipe, dump, load
 from metier.run import environment, prepare, say
 from metier.run.folder import differences, enter
-from metier.run.foresee import settle
+from metier.run.foresee import plan_job, settle
 from metier.run.guards import learnt
-from metier.run.job import Job, learning_rate
+from metier.run.job import Job, choose_device, learning_rate
 from metier.run.lock import claim
 from metier.run.text import TextJob
 
@@ -80,12 +80,35 @@ def compare_tasks(
             _enter_also(folder.path / "trials" / f"task-{number}.yaml", job.recipe)
         for job in jobs:
             say(job)
+        _say_plan(jobs)
         found = _Several(jobs, names, folder).found(command)
         path = report.write_interference(
             folder.path, found, recipes[0].export.language, environment=environment.describe()
         )
         log.note(f"report: {path}")
     return folder
+
+
+def _say_plan(jobs: Sequence[TextJob]) -> None:
+    """Tell how many trainings will be made, and about how long they take."""
+    section, count = jobs[0].recipe.compare, len(jobs)
+    speed = planning.measure_flops_per_second(str(choose_device(jobs[0].recipe)))
+    each = []
+    for job in jobs:
+        method = plan_job(job, probe=False, flops_per_second=speed).method("lora")
+        each.append(method.seconds if method is not None and method.seconds is not None else 0.0)
+    # A rate of its own has each task's adapter and joint training; whole trainings that are not taken are among them.
+    settling = int(section.trials > CHECKED)
+    searching = section.trials * SEARCH_SHARE + settling
+    seconds = 2 * sum(each) * (searching + section.seeds) + section.seeds * sum(each[1:])
+    trainings = (count + 1) * (section.trials + settling + section.seeds) + (count - 1) * section.seeds
+    span = report.Voice("en").seconds(seconds)
+    log.note(
+        f"{trainings} trainings in about {span}, measuring not counted: {count} adapters and a joint one, each with "
+        f"{section.trials} trials of the learning rate and {section.seeds} seeds, and training in sequence",
+        trainings=trainings,
+        seconds=seconds,
+    )
 
 
 def _checked(recipes: Sequence[Recipe], names: Sequence[str]) -> tuple[TextJob, ...]:
