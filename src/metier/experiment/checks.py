@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 from metier.core import DataError, Fault, RecipeError
 from metier.core.words import first_few
 from metier.data.records import Labelled
-from metier.run import guards
+from metier.recipe import LoRAMethod
+from metier.run import guards, prepare
+from metier.run.text import TextJob
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from metier.experiment.arms import Arm
+    from metier.recipe import Recipe
     from metier.run.job import Job
 
 LEAST_VALIDATION = 8
@@ -102,3 +105,50 @@ def _check_parts(job: Job) -> None:
             where="compare.data_curve",
             hint=f"begin at {min(100.0, 100.0 * least / rows):.3g} % or more: a step needs a batch, each class a row",
         )
+
+
+def tasks_of(recipes: Sequence[Recipe], names: Sequence[str]) -> tuple[TextJob, ...]:
+    """The jobs of several tasks, once it is sure that they can share a base.
+
+    Raises:
+        RecipeError: With every job that does not fit the first.
+    """
+    faults = [
+        Fault(
+            name,
+            f"it starts from {recipe.model.base}, {names[0]} from {recipes[0].model.base}",
+            "name one base in both",
+        )
+        for name, recipe in zip(names, recipes, strict=True)
+        if recipe.model != recipes[0].model
+    ]
+    if len(set(names)) < len(names):
+        faults.append(Fault("metier compare", "one task is named twice", "name each recipe once"))
+    if faults:
+        raise RecipeError.of(faults)
+    jobs = []
+    for name, recipe in zip(names, recipes, strict=True):
+        method = recipe.method if isinstance(recipe.method, LoRAMethod) else LoRAMethod()
+        job = prepare(recipe.model_copy(update={"method": method}))
+        if not isinstance(job, TextJob) or job.head != "causal":
+            raise RecipeError(
+                "several tasks are compared on causal language models, whose output all tasks share",
+                where=name,
+                hint="for classes take such a model with task.way=words",
+            )
+        if recipe.data.replay is not None and recipe.data.replay.rows == "base":
+            raise RecipeError(
+                "answers of the base are made for one task, and joint training has all of them",
+                where=f"{name}: data.replay.rows",
+                hint="take neutral, or name a file",
+            )
+        check(job)
+        # What is kept of general ability is the business of each comparison alone.
+        jobs.append(replace(job, pack=()))
+    if len({job.recipe.method for job in jobs}) > 1:
+        raise RecipeError(
+            "adapters of different settings cannot be made into one",
+            where="method",
+            hint="set the same in every recipe",
+        )
+    return tuple(jobs)

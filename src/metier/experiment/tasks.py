@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from metier import adapt, evaluation, models, planning, report, training
-from metier.core import DivergedError, Fault, RecipeError, log
+from metier.core import DivergedError, RecipeError, log
 from metier.core.comparison import Interference, Pair, Way
 from metier.core.files import write_json, write_text
 from metier.core.lazily import Made
@@ -26,8 +26,8 @@ from metier.experiment.budget import CHECKED, SEARCH_SHARE
 from metier.experiment.folder import RESULT, ExperimentFolder
 from metier.experiment.search import Point, Tried
 from metier.experiment.trials import WEIGHTS, Ended, made_of, read, tidy, told, train
-from metier.recipe import LoRAMethod, Recipe, dump, load
-from metier.run import environment, prepare, say
+from metier.recipe import Recipe, dump, load
+from metier.run import environment, say
 from metier.run.folder import differences, enter
 from metier.run.foresee import plan_job, settle
 from metier.run.guards import learnt
@@ -68,7 +68,7 @@ def compare_tasks(
     Raises:
         MetierError: See the error tree; nothing is trained where the tasks do not share a base.
     """
-    jobs = _checked(recipes, names)
+    jobs = checks.tasks_of(recipes, names)
     path = Path(recipes[0].export.folder)
     folder = ExperimentFolder(path.with_name(f"{path.name}-tasks"))
     with claim(folder.lock):
@@ -109,53 +109,6 @@ def _say_plan(jobs: Sequence[TextJob]) -> None:
         trainings=trainings,
         seconds=seconds,
     )
-
-
-def _checked(recipes: Sequence[Recipe], names: Sequence[str]) -> tuple[TextJob, ...]:
-    """The jobs, once it is sure that they can share a base.
-
-    Raises:
-        RecipeError: With every job that does not fit the first.
-    """
-    faults = [
-        Fault(
-            name,
-            f"it starts from {recipe.model.base}, {names[0]} from {recipes[0].model.base}",
-            "name one base in both",
-        )
-        for name, recipe in zip(names, recipes, strict=True)
-        if recipe.model != recipes[0].model
-    ]
-    if len(set(names)) < len(names):
-        faults.append(Fault("metier compare", "one task is named twice", "name each recipe once"))
-    if faults:
-        raise RecipeError.of(faults)
-    jobs = []
-    for name, recipe in zip(names, recipes, strict=True):
-        method = recipe.method if isinstance(recipe.method, LoRAMethod) else LoRAMethod()
-        job = prepare(recipe.model_copy(update={"method": method}))
-        if not isinstance(job, TextJob) or job.head != "causal":
-            raise RecipeError(
-                "several tasks are compared on causal language models, whose output all tasks share",
-                where=name,
-                hint="for classes take such a model with task.way=words",
-            )
-        if recipe.data.replay is not None and recipe.data.replay.rows == "base":
-            raise RecipeError(
-                "answers of the base are made for one task, and joint training has all of them",
-                where=f"{name}: data.replay.rows",
-                hint="take neutral, or name a file",
-            )
-        checks.check(job)
-        # What is kept of general ability is the business of each comparison alone.
-        jobs.append(replace(job, pack=()))
-    if len({job.recipe.method for job in jobs}) > 1:
-        raise RecipeError(
-            "adapters of different settings cannot be made into one",
-            where="method",
-            hint="set the same in every recipe",
-        )
-    return tuple(jobs)
 
 
 def _enter_also(path: Path, recipe: Recipe) -> None:

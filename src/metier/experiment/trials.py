@@ -25,7 +25,7 @@ from metier.experiment.folder import RESULT
 from metier.recipe import LoRAMethod, Recipe, Step
 from metier.run.foresee import fast, learning
 from metier.run.guards import Learnt, learnt, pull
-from metier.run.strength import SHARES, Dial, choose
+from metier.run.strength import Dial
 from metier.tasks import mean_loss
 
 if TYPE_CHECKING:
@@ -288,14 +288,13 @@ class Trials:
 def _tried(dial: Dial, ended: Ended, base_loss: float, floor: float | None, *, fitted: bool) -> Ended:
     """The unit with what shares of its update gain and keep; the network is left with what the floor allows.
 
-    Where something was fitted before, none of the update is a share of its own, and the base is not its start.
+    Where something was fitted before, none of the update is a share of its own: the base is not where it began.
     """
     began = time.perf_counter()
-    none, shares = (0.0,) if fitted else (), PATH if floor is None else SHARES
-    path = dial.path(base_loss, (*none, *shares) if floor is None else (*shares, *none))
-    if floor is not None:
-        path = choose(path, floor)
-        dial.turn(next(one.share for one in path if one.chosen))
+    if floor is None:
+        path = dial.path(base_loss, (0.0, *PATH) if fitted else PATH)
+    else:
+        path = dial.hold(base_loss, floor, fitted=fitted)
     return ended.model_copy(update={"strengths": path, "trying_seconds": time.perf_counter() - began})
 
 

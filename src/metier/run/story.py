@@ -297,14 +297,12 @@ def _dial(setup: Setup, adapted: Adapted, task: tasks.Task[Any], before: Measure
 
 
 def _keep_floor(setup: Setup, dial: Dial | None, outcome: training.Outcome, *, fitted: bool) -> tuple[Strength, ...]:
-    """Use so much of the update as the floor allows; where something was fitted before, that may be none."""
+    """Use so much of the update as the floor allows."""
     floor = setup.job.recipe.train.retain
     if dial is None or floor is None:
         return ()
     dial.stop()
-    shares = (*strength.SHARES, 0.0) if fitted else strength.SHARES
-    path = strength.choose(dial.path(outcome.first_loss, shares), floor)
-    dial.turn(_chosen(path).share)
+    path = dial.hold(outcome.first_loss, floor, fitted=fitted)
     log.note(strength.said(path, floor))
     return path
 

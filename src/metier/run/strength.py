@@ -66,6 +66,18 @@ class Dial:
                 show(number, f"{share:.0%} of the update: validation loss {-gain:+.4f}, {found[-1].kept:.1%} kept")
         return tuple(found)
 
+    def hold(self, base_loss: float, floor: float, *, fitted: bool) -> tuple[Strength, ...]:
+        """The path with the share chosen that the floor allows, once both ends are kept; the network is left with it.
+
+        Args:
+            base_loss: Validation loss before the first step.
+            floor: Share of the general ability that must be kept.
+            fitted: Whether something was fitted in closed form before: none of the update is then a share as well.
+        """
+        path = choose(self.path(base_loss, (*SHARES, 0.0) if fitted else SHARES), floor)
+        self.turn(next(one.share for one in path if one.chosen))
+        return path
+
     def turn(self, share: float) -> None:
         """Use so much of the update; both ends are kept."""
         from safetensors import safe_open
