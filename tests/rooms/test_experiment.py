@@ -355,6 +355,9 @@ def test_the_base_is_the_base_again_after_every_arm_and_heads_follow_the_seed(pl
                 for parameter in named.values():
                     if parameter.requires_grad:
                         parameter.data += 1
+                        parameter.grad = torch.ones_like(parameter)
+            # A gradient that stays is as large as the network, and is counted as the next arm's memory.
+            assert all(parameter.grad is None for parameter in base.model.module.parameters())
             assert bits(base.model.module) == before, (seed, arm.name)
     assert all(torch.equal(head, heads[0][0]) for head in heads[0])
     assert all(torch.equal(head, heads[1][0]) for head in heads[1])

@@ -102,6 +102,7 @@ class LoadedBase:
     def _restore(self, wrapped: nn.Module, *, lora: bool) -> None:
         from safetensors.torch import load_file
 
+        wrapped.zero_grad(set_to_none=True)  # or the next training would stand beside this one's gradients
         if lora:
             unwrapped: Any = wrapped
             unwrapped.unload()
