@@ -284,3 +284,29 @@ print(before - meter.phases[0].peak_memory_bytes)
 """
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert int(done.stdout) > 200 << 20
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library's heap can be trimmed")
+def test_what_the_heap_keeps_for_the_next_step_is_not_given_back_by_a_phase():
+    """Steps that are measured one by one, as a probe does, would each pay for their memory anew."""
+    script = """
+import ctypes, resource
+from metier.core import heap
+from metier.core.meter import Meter
+
+memory = ctypes.CDLL(None)
+memory.malloc.restype = ctypes.c_void_p
+faults = []
+with heap.kept():
+    for _ in range(2):
+        with Meter().phase("step"):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            place = memory.malloc(ctypes.c_size_t(256 << 20))
+            ctypes.memset(ctypes.c_void_p(place), 1, 256 << 20)
+            memory.free(ctypes.c_void_p(place))
+            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(*faults)
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    first, second = map(int, done.stdout.split())
+    assert second < first / 10
