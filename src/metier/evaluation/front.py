@@ -30,7 +30,7 @@ def kept_at(path: Path, gain: float) -> float:
     Args:
         path: Strengths of one training; the base, which gains nothing and keeps all, belongs to every path that does
             not have a start of its own.
-        gain: No more than the largest of the path.
+        gain: What is to be gained; above the largest of the path, that one is taken.
     """
     points = [(one.gain, one.kept) for one in sorted(path, key=lambda one: one.share)]
     if all(one.share for one in path):

@@ -20,7 +20,7 @@ from metier.core.rng import derive, seed_everything
 from metier.core.version import __version__
 from metier.evaluation import Measured
 from metier.evaluation.suite import estimate
-from metier.experiment import checks, findings, search
+from metier.experiment import budget, checks, findings, search
 from metier.experiment.base import LoadedBase
 from metier.experiment.budget import CHECKED, SEARCH_SHARE
 from metier.experiment.folder import RESULT, ExperimentFolder
@@ -91,21 +91,22 @@ def compare_tasks(
 
 def _say_plan(jobs: Sequence[TextJob]) -> None:
     """Tell how many trainings will be made, and about how long they take."""
-    section, count = jobs[0].recipe.compare, len(jobs)
+    section = jobs[0].recipe.compare
     speed = planning.measure_flops_per_second(str(choose_device(jobs[0].recipe)))
     each = []
     for job in jobs:
         method = plan_job(job, probe=False, flops_per_second=speed).method("lora")
         each.append(method.seconds if method is not None and method.seconds is not None else 0.0)
-    # A rate of its own has each task's adapter and joint training; whole trainings that are not taken are among them.
-    settling = int(section.trials > CHECKED)
-    searching = section.trials * SEARCH_SHARE + settling
-    seconds = 2 * sum(each) * (searching + section.seeds) + section.seeds * sum(each[1:])
-    trainings = (count + 1) * (section.trials + settling + section.seeds) + (count - 1) * section.seeds
+    # What is searched and trained over seeds as the methods of one task are: each task's adapter, and joint training.
+    train = {**{f"task-{number}": seconds for number, seconds in enumerate(each)}, "joint": sum(each)}
+    size = budget.Size(tuple(train), section.trials, section.seeds, shares=(), rows=0)
+    in_sequence = section.seeds * (len(jobs) - 1)
+    trainings = size.trainings + in_sequence
+    seconds = budget.seconds_left(size, budget.Prices(train), budget.Done(base=True)) + section.seeds * sum(each[1:])
     span = report.Voice("en").seconds(seconds)
     log.note(
-        f"{trainings} trainings in about {span}, measuring not counted: {count} adapters and a joint one, each with "
-        f"{section.trials} trials of the learning rate and {section.seeds} seeds, and training in sequence",
+        f"{trainings} trainings in about {span}, measuring not counted: {len(jobs)} adapters and a joint one, "
+        f"each with {section.trials} trials of the learning rate and {section.seeds} seeds, and training in sequence",
         trainings=trainings,
         seconds=seconds,
     )
@@ -213,19 +214,21 @@ class _Several:
         if not trials:
             return given
 
-        def ended_with(rate: float, stage: str, length: float, place: str) -> Ended:
+        def made(rate: float, length: float) -> Job:
             recipe = made_of(job.recipe, len(job.train), rate=rate, seed=seed, length=length)
-            ended = self._trained(place, replace(job, recipe=recipe), keeps=length == 1)
-            log.note(f"{name}: learning rate {rate:g} ({stage}): {told(ended)}")
-            return ended
+            return replace(job, recipe=recipe)
 
         def attempt(point: Point) -> Tried:
             place = f"search/{folder}/{point.stage}-{point.rate:g}"
-            ended = ended_with(point.rate, point.stage, SEARCH_SHARE, place)
+            ended = self._trained(place, made(point.rate, SEARCH_SHARE))
+            log.note(f"{name}: learning rate {point.rate:g} ({point.stage}): {told(ended)}")
             return Tried(point.rate, point.stage, ended.loss_under(None), ended.is_above_base(None))
 
         def whole(rate: float) -> float:
-            return ended_with(rate, "whole training", 1.0, _place(seed, folder, rate)).loss_under(None)
+            whole_job = made(rate, 1.0)
+            ended = self._trained(_place(folder, whole_job), whole_job, keeps=True)
+            log.note(f"{name}: learning rate {rate:g} (whole training): {told(ended)}")
+            return ended.loss_under(None)
 
         most = planning.highest_rate(job.recipe.method, head=job.head, parameters=job.parameters)
         tried = search.look(given, attempt, fine=trials > CHECKED, most=most)
@@ -300,9 +303,10 @@ class _Several:
         return f"{self.names[task]} {value:.4f}"
 
 
-def _place(seed: int, name: str, rate: float) -> str:
-    """Where a whole training with a seed and a rate lies, below the trials."""
-    return f"seed-{seed}/{name}-{rate:g}"
+def _place(name: str, job: Job) -> str:
+    """Where the whole training of a job lies, below the trials, by its seed and its rate."""
+    train = job.recipe.train
+    return f"seed-{train.seed}/{name}-{float(train.learning_rate):g}"
 
 
 class _OneSeed:
@@ -310,11 +314,10 @@ class _OneSeed:
 
     def __init__(self, several: _Several, seed: int, rates: Sequence[float], joint: float) -> None:
         """Take what is the same for every seed: the tasks, the rate of each, and that of joint training."""
-        self._several, self._seed, self._joint_rate = several, seed, joint
+        self._several, self._seed = several, seed
         # What was made with other rates is not this.
         made_with = "-".join(f"{rate:g}" for rate in (*rates, joint))
         self._folder = f"seed-{seed}/{sha256(made_with.encode()).hexdigest()[:8]}"
-        self._rates = tuple(rates)
         self._jobs = tuple(
             replace(job, recipe=job.recipe.with_train(seed=seed, learning_rate=rate))
             for job, rate in zip(several.jobs, rates, strict=True)
@@ -324,10 +327,7 @@ class _OneSeed:
 
     def ways(self) -> dict[str, tuple[list[State], float | None]]:
         """The states of each way in order, and the seconds between two tasks in use where there are several."""
-        alone = [
-            self._several.learn(_place(self._seed, f"task-{i}", rate), job)
-            for i, (rate, job) in enumerate(zip(self._rates, self._jobs, strict=True))
-        ]
+        alone = [self._several.learn(_place(f"task-{i}", job), job) for i, job in enumerate(self._jobs)]
         return {
             "switched": self._switched(alone),
             **{str(how): ([self._blended(alone, how)], None) for how in BLENDS},
@@ -368,7 +368,7 @@ class _OneSeed:
 
     def _joint(self) -> State:
         """One adapter on the rows of all tasks together."""
-        return self._alone(self._several.learn(_place(self._seed, "joint", self._joint_rate), self._together), "joint")
+        return self._alone(self._several.learn(_place("joint", self._together), self._together), "joint")
 
     def _sequence(self, first: Path) -> list[State]:
         """One adapter on one task after the other."""

@@ -445,10 +445,6 @@ def _doubts(outcome: training.Outcome) -> list[str]:
     return doubts
 
 
-def _chosen(strengths: Sequence[Strength]) -> Strength:
-    return next(strength for strength in strengths if strength.chosen)
-
-
 def _floor(recipe: Recipe, strengths: Sequence[Strength]) -> list[str]:
     floor = recipe.train.retain
     return [] if floor is None else [strength.said(strengths, floor)]
@@ -486,7 +482,7 @@ def _finish(setup: Setup, adapted: Adapted, strengths: Sequence[Strength]) -> No
         "labels": list(setup.job.labels),
         "method": setup.job.recipe.method.kind,
         "parameters_moved": adapted.moved,
-        **({"strength": _chosen(strengths).share} if strengths else {}),
+        **({"strength": strength.chosen(strengths).share} if strengths else {}),
         **setup.job.facts(),
     }
     write_facts(setup.folder, facts)

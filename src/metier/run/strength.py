@@ -75,7 +75,7 @@ class Dial:
             fitted: Whether something was fitted in closed form before: none of the update is then a share as well.
         """
         path = choose(self.path(base_loss, (*SHARES, 0.0) if fitted else SHARES), floor)
-        self.turn(next(one.share for one in path if one.chosen))
+        self.turn(chosen(path).share)
         return path
 
     def turn(self, share: float) -> None:
@@ -97,16 +97,21 @@ def choose(path: Sequence[Strength], floor: float) -> tuple[Strength, ...]:
     return tuple(strength.model_copy(update={"chosen": strength is best}) for strength in path)
 
 
+def chosen(path: Sequence[Strength]) -> Strength:
+    """The strength of a path that the floor chose."""
+    return next(strength for strength in path if strength.chosen)
+
+
 def said(path: Sequence[Strength], floor: float) -> str:
     """What the floor did, as a sentence."""
-    (chosen,) = (strength for strength in path if strength.chosen)
-    whole = next((s for s in path if s.share == 1), chosen)
-    figures = f"{chosen.kept:.1%} of the general ability kept where {floor:.1%} were asked for"
-    if chosen.kept < floor:
-        return f"the floor was not kept: even {chosen.share:.0%} of the update leaves {figures}"
-    if chosen.share == 1:
+    used = chosen(path)
+    whole = next((s for s in path if s.share == 1), used)
+    figures = f"{used.kept:.1%} of the general ability kept where {floor:.1%} were asked for"
+    if used.kept < floor:
+        return f"the floor was not kept: even {used.share:.0%} of the update leaves {figures}"
+    if used.share == 1:
         return f"the whole update is used: {figures}"
     return (
-        f"{chosen.share:.0%} of the update is used: {figures}; the whole would keep {whole.kept:.1%}, with "
-        f"{chosen.gain - whole.gain:+.3f} of validation loss"
+        f"{used.share:.0%} of the update is used: {figures}; the whole would keep {whole.kept:.1%}, with "
+        f"{used.gain - whole.gain:+.3f} of validation loss"
     )

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 CELL_FILES = (".h5mu", ".h5ad")
 MOST_GENERAL = 1000
 """Cells of the pretraining set on which forgetting is measured; more would only narrow the interval. Judgement."""
-
-
 MOST_CHOOSING = 200
 """Further such cells, by which a share of the update is chosen where a floor is set. Judgement."""
 
