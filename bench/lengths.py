@@ -8,12 +8,11 @@ Each length is a process of its own, on one thread; its highest resident memory 
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 from typing import Any
 
-from scale import peak_bytes
+from scale import peak_bytes, speed_of_steps
 
 STEP_TOKENS, STEPS = 8192, 4
 
@@ -22,11 +21,10 @@ def measure(length: int) -> dict[str, float]:
     """Speed and peak memory of steps on rows of so many tokens; the first step is not counted."""
     import torch
 
-    from metier import models, tasks, training
+    from metier import models, tasks
     from metier.adapt import adapt, lean
     from metier.recipe import CompleteTask, LoRAMethod, ModelSection, TrainSection
     from metier.tasks.causal import token_row
-    from metier.training import batches
 
     torch.set_num_threads(1)
     loaded = models.load(ModelSection(base="demo:smollm2-135m"), head="causal")
@@ -37,16 +35,9 @@ def measure(length: int) -> dict[str, float]:
     drawn = torch.randint(100, 49_000, (rows * STEPS, length), generator=chance).tolist()
     examples = [token_row("-", ids, learnt_from=length // 2) for ids in drawn]
     section = TrainSection(batch_size=rows, max_steps=STEPS, micro_batch_tokens=STEP_TOKENS)
-    optimizer = training.build_optimizer(section.optimizer, module, learning_rate=1e-4, adapters=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-    precision = training.choose(section, torch.device("cpu"))
     start = peak_bytes()
     with lean(module):
-        steps = batches.steps(len(examples), section, last=STEPS)
-        records = list(
-            training.fit(module, task, examples, steps, optimizer, schedule, precision=precision, section=section)
-        )[1:]
-    speed = statistics.median(record.tokens / record.seconds for record in records)
+        speed = speed_of_steps(module, task, examples, section, adapters=True, steps=STEPS - 1, warming_up=1)
     return {"rows": rows, "speed": speed, "start": start, "peak": peak_bytes()}
 
 

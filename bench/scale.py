@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 WORDS_IN_ROW, VOCABULARY, STEPS, BATCH = 60, 20_000, 300, 16
-WORDS_IN_LONG_ROW, WARMING_UP = 300, 5
+WORDS_IN_LONG_ROW = 300
 SYLLABLES = tuple(f"{first}{second}" for first in "bdfgklmnprstvz" for second in "aeiou")
 
 
@@ -72,8 +72,10 @@ def peak_bytes() -> int:
     return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
-def speed_of_steps(module: Any, task: Any, train: Any, section: Any) -> float:
-    """Tokens per second of the median step, with the heap as training keeps it."""
+def speed_of_steps(
+    module: Any, task: Any, train: Any, section: Any, *, adapters: bool = False, steps: int = STEPS, warming_up: int = 5
+) -> float:
+    """Tokens per second of the median step, with the heap as training keeps it; those that warm up are not counted."""
     import torch
 
     from metier import training
@@ -82,13 +84,13 @@ def speed_of_steps(module: Any, task: Any, train: Any, section: Any) -> float:
 
     precision = training.choose(section, torch.device("cpu"))
     task = task.suited(module)
-    optimizer = training.build_optimizer(section.optimizer, module, learning_rate=1e-3, adapters=False)
+    optimizer = training.build_optimizer(section.optimizer, module, learning_rate=1e-3, adapters=adapters)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-    steps = batches.steps(len(train), section, last=STEPS + WARMING_UP)
+    taken = batches.steps(len(train), section, last=steps + warming_up)
     with heap.kept():
         records = list(
-            training.fit(module, task, train, steps, optimizer, schedule, precision=precision, section=section)
-        )[WARMING_UP:]
+            training.fit(module, task, train, taken, optimizer, schedule, precision=precision, section=section)
+        )[warming_up:]
     return statistics.median(record.tokens / record.seconds for record in records)
 
 

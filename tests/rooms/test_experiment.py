@@ -192,11 +192,22 @@ class TestSearch:
 
 
 class TestSettling:
-    def test_the_rate_below_is_written_as_it_was_tried(self):
-        tried = [Tried(rate, "coarse", 1.0, diverged=False) for rate in (1e-3, 1.73e-3, 3e-3)]
-        assert search.below(tried, 1.73e-3) == 1e-3
-        assert search.below(tried, 3e-3) == 1.73e-3
-        assert search.below(tried, 1e-3) == 5.77e-4
+    tried = tuple(Tried(rate, "coarse", 1.0, diverged=False) for rate in (1e-3, 1.73e-3, 3e-3))
+
+    @pytest.mark.parametrize(
+        ("best", "below"),
+        [(1.73e-3, 1e-3), (3e-3, 1.73e-3), (1e-3, 5.77e-4)],
+        ids=["tried, rounded", "tried", "never tried"],
+    )
+    def test_the_best_is_trained_whole_and_so_is_the_rate_below_as_it_was_written_where_it_was_tried(self, best, below):
+        asked = []
+        assert search.settled(self.tried, best, lambda rate: asked.append(rate) or 1.0) == best
+        assert asked == [best, below]
+
+    def test_the_rate_below_is_taken_where_its_loss_is_lower(self):
+        assert search.settled(self.tried, 3e-3, {3e-3: 1.0, 1.73e-3: 0.9}.get) == 1.73e-3
+        assert search.settled(self.tried, 3e-3, {3e-3: math.inf, 1.73e-3: 0.9}.get) == 1.73e-3
+        assert search.settled(self.tried, 3e-3, {3e-3: 1.0, 1.73e-3: math.inf}.get) == 3e-3
 
     def test_a_loss_is_lower_by_more_than_nothing(self):
         assert search.is_lower(0.9, 1.0)

@@ -138,7 +138,20 @@ def sensitivity(tried: Sequence[Tried]) -> float | None:
     return sum(beside) / len(beside) if beside else None
 
 
-def below(tried: Sequence[Tried], rate: float) -> float:
+def settled(tried: Sequence[Tried], rate: float, whole: Callable[[float], float]) -> float:
+    """The rate that a whole training prefers: the best of short ones, or a finer step below it.
+
+    Args:
+        tried: All that was tried.
+        rate: The best of it.
+        whole: Trains whole at a rate and takes the validation loss.
+    """
+    lower = _below(tried, rate)
+    loss = whole(rate)
+    return lower if is_lower(whole(lower), loss) else rate
+
+
+def _below(tried: Sequence[Tried], rate: float) -> float:
     """The rate one finer step below another, as it was written where it was tried."""
     wanted = rate / FINE
     near = [one.rate for one in tried if abs(math.log(one.rate / wanted)) < SAME]

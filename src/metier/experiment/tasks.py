@@ -234,9 +234,7 @@ class _Several:
         tried = search.look(given, attempt, fine=trials > CHECKED, most=most)
         best = search.best_of(tried, where=name, hint="look at the rows with `metier check`").rate
         if trials > CHECKED:
-            # Short trainings take rates for best that are a little too high for whole ones.
-            lower = search.below(tried, best)
-            best = lower if search.is_lower(whole(lower), whole(best)) else best
+            best = search.settled(tried, best, whole)
         log.note(f"{name}: learning rate {best:g} is chosen")
         return best
 

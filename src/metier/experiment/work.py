@@ -193,21 +193,28 @@ class Work:
         """The search with the rate that the first seed, trained whole, prefers: its best, or a finer step below."""
         if not self.size.settling:
             return searched
-        rates = searched.rate, search.below(searched.tried, searched.rate)
-        units = [self._unit(arm, "final", rate, self.job.recipe.train.seed) for rate in rates]
-        ended = [self.trials.train(unit) for unit in units]
-        losses = [one.loss_under(self.job.recipe.train.retain) for one in ended]
-        for rate, one in zip(rates, ended, strict=True):
-            log.note(f"{arm.name}: learning rate {rate:g} (whole training): {told(one)}")
-        taken = int(search.is_lower(losses[1], losses[0]))
-        self.trials.drop(units[1 - taken], ended[1 - taken])
-        self._made.append((replace(units[1 - taken], stage="whole"), ended[1 - taken]))
-        if taken:
+        made: dict[float, Ended] = {}
+        losses: dict[float, float] = {}
+
+        def unit(rate: float) -> Unit:
+            return self._unit(arm, "final", rate, self.job.recipe.train.seed)
+
+        def whole(rate: float) -> float:
+            made[rate] = self.trials.train(unit(rate))
+            losses[rate] = made[rate].loss_under(self.job.recipe.train.retain)
+            log.note(f"{arm.name}: learning rate {rate:g} (whole training): {told(made[rate])}")
+            return losses[rate]
+
+        taken = search.settled(searched.tried, searched.rate, whole)
+        (left,) = made.keys() - {taken}
+        self.trials.drop(unit(left), made[left])
+        self._made.append((replace(unit(left), stage="whole"), made[left]))
+        if taken != searched.rate:
             self.notes.append(
-                f"{arm.name}: whole trainings take the learning rate {rates[1]:g}, a finer step below the search's "
-                f"best: the first seed's validation loss is {losses[1]:.4f} with it, {losses[0]:.4f} with {rates[0]:g}"
+                f"{arm.name}: whole trainings take the learning rate {taken:g}, a finer step below the search's best: "
+                f"the first seed's validation loss is {losses[taken]:.4f} with it, {losses[left]:.4f} with {left:g}"
             )
-        return replace(searched, rate=rates[taken])
+        return replace(searched, rate=taken)
 
     def _centre(self, arm: Arm, lora: _Searched | None) -> float:
         """Where the search begins: the recipe's rate for its own method, a tenth of an adapter's, or a guess."""
