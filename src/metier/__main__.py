@@ -1,5 +1,17 @@
-"""`python -m metier`."""
+"""The command `metier`, and `python -m metier`."""
 
-from metier.cli import main
+from __future__ import annotations
 
-main()
+from metier.core import heap
+
+
+def begin() -> None:
+    """Run the command line in a process whose heap keeps no holes where tensors were."""
+    heap.begin_dense()
+    from metier.cli import main
+
+    main()
+
+
+if __name__ == "__main__":
+    begin()

@@ -162,6 +162,7 @@ def dangers(source: str) -> list[str]:
 
 
 ALLOWED = {
+    "core/heap.py": "os.execv",  # it starts the same program again, with the words that it was started with
     "report/page.py": "templates outside the sandbox",  # it renders templates of this package alone
     "evaluation/launcher.py": "runpy.run_path",  # it is what runs the tests of generated code, with its hands tied
 }

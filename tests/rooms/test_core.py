@@ -310,3 +310,57 @@ print(*faults)
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     first, second = map(int, done.stdout.split())
     assert second < first / 10
+
+
+def begun(script: str, **environment: str) -> list[str]:
+    """What a script prints, run in a process that begins with these settings of the C library."""
+    said = {**{name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}, **environment}
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, env=said)
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library has these settings")
+class TestDense:
+    anew = "import os; from metier.core import heap; print(os.getpid()); heap.begin_dense(); print(heap.is_dense())"
+    """Prints its number once for each time that it begins."""
+    dense = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
+
+    def test_a_process_begins_anew_once_and_stays_the_same_process(self):
+        first, second, is_dense = begun(self.anew.replace("getpid())", "getpid(), flush=True)"))
+        assert first == second
+        assert is_dense == "True"
+
+    def test_a_process_that_has_the_settings_goes_on(self):
+        assert begun(self.anew, GLIBC_TUNABLES=self.dense)[1:] == ["True"]
+
+    def test_what_a_user_has_set_stays(self):
+        script = self.anew.replace("heap.is_dense()", "heap.is_dense(), os.environ['GLIBC_TUNABLES']")
+        own = "glibc.malloc.tcache_count=3"
+        assert begun(script, GLIBC_TUNABLES=own)[1:] == ["False", own]
+        other = "glibc.malloc.arena_max=2"
+        assert begun(script, GLIBC_TUNABLES=other)[-2:] == ["True", f"{other}:{self.dense}"]
+
+    def test_the_place_of_a_tensor_holds_the_next_one_of_its_size(self):
+        script = """
+import torch
+from metier.core import heap
+from metier.core.meter import peak_memory_bytes
+
+with heap.kept():
+    held = [torch.ones(500_000) for _ in range(100)]
+    before = peak_memory_bytes()
+    held[::2] = [None] * 50
+    again = [torch.ones(500_000) for _ in range(50)]
+    print(peak_memory_bytes() - before)
+"""
+        assert int(begun(script, GLIBC_TUNABLES=self.dense)[0]) < 30 << 20  # of 95, and 60 without the settings
+
+    def test_the_command_has_such_a_heap(self):
+        script = """
+import sys, metier.cli
+from metier.core import heap
+metier.cli.main = lambda: print(heap.is_dense())
+from metier.__main__ import begin
+begin()
+"""
+        assert begun(script) == ["True"]

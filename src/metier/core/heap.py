@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,6 +15,12 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 """Names of the settings. Source: malloc.h of the GNU C library."""
 _USUAL = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}
 """What the library itself arrives at once large blocks come and go. Source: mallopt(3), M_MMAP_THRESHOLD."""
+DENSE = {"glibc.malloc.tcache_count": "0", "glibc.malloc.mxfast": "0"}
+"""Settings that the library reads when a process begins, and never again. A tensor's memory is aligned, for which the
+library takes a little more and frees the end that is left over. By default it sets such ends aside for small requests,
+and the place that a tensor leaves is then too small for the next one of its size. Measured: bench/results/heap.md.
+Source: glibc's manual, 39.2 Memory Allocation Tunables."""
+_TUNABLES = "GLIBC_TUNABLES"
 _IS_KEPT: ContextVar[bool] = ContextVar("_IS_KEPT", default=False)
 
 
@@ -38,6 +46,25 @@ def kept() -> Iterator[None]:
         for setting, value in _USUAL.items():
             library.mallopt(setting, value)
         trim()
+
+
+def is_dense() -> bool:
+    """Whether this process began with the settings that keep its heap free of holes."""
+    said = os.environ.get(_TUNABLES, "").split(":")
+    return _library() is not None and all(f"{name}={value}" in said for name, value in DENSE.items())
+
+
+def begin_dense() -> None:
+    """Begin this process anew with a dense heap; nothing is done where it has one, or where one cannot be had.
+
+    To be called before anything is worth keeping: the program is started again with the same words, as the same
+    process. Who has set one of these settings himself keeps it.
+    """
+    said = os.environ.get(_TUNABLES, "")
+    if _library() is None or not sys.executable or any(name in said for name in DENSE):
+        return
+    os.environ[_TUNABLES] = ":".join(filter(None, (said, *(f"{name}={value}" for name, value in DENSE.items()))))
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - the same program, no shell
 
 
 def trim() -> None:

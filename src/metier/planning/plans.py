@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from metier.core import RecipeError
+from metier.core import RecipeError, heap
 from metier.core.evidence import Value
 from metier.planning import memory as bytes_of
 from metier.planning.advice import Case, Kind, advise
@@ -406,9 +406,15 @@ def with_overhead(memory: Memory, machine: Machine, *, cut: bool) -> Memory:
     if machine.device == "cuda":
         overhead = bytes_of.GPU_CONTEXT_BYTES + bytes_of.GPU_SLACK * memory.peak
     else:
-        slack = bytes_of.CPU_HEAP_SLACK_CUT if cut else bytes_of.CPU_HEAP_SLACK
-        overhead = bytes_of.CPU_OVERHEAD_BYTES + slack * (memory.activations + memory.logits)
+        overhead = bytes_of.CPU_OVERHEAD_BYTES + _heap_slack(cut=cut) * (memory.activations + memory.logits)
     return memory.model_copy(update={"overhead": round(overhead)})
+
+
+def _heap_slack(*, cut: bool) -> float:
+    """What the heap of this process holds beyond what is in use, as a share of what comes and goes."""
+    if heap.is_dense():
+        return bytes_of.CPU_HEAP_SLACK_DENSE
+    return bytes_of.CPU_HEAP_SLACK_CUT if cut else bytes_of.CPU_HEAP_SLACK
 
 
 def _share_of(peak_bytes: int, machine: Machine) -> float:

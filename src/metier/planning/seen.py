@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
-from metier.core import StorageError, log
+from metier.core import StorageError, heap, log
 from metier.core.evidence import Value
 from metier.core.files import cache_root, discard, write_text
 from metier.core.version import __version__
@@ -159,7 +159,7 @@ def _machine(device: str) -> list[Any]:
 
     if device.startswith("cuda"):
         return [torch.cuda.get_device_name(device), torch.__version__]
-    return [_processor(), device, torch.get_num_threads(), torch.__version__]
+    return [_processor(), device, torch.get_num_threads(), torch.__version__, heap.is_dense()]
 
 
 def _processor() -> str:
