@@ -310,8 +310,18 @@ def test_a_best_fit_keeps_within_its_tokens_and_wastes_little(sizes, most):
     assert sorted(i for group in groups for i in group) == list(range(len(sizes)))
     totals = [sum(sizes[i] for i in group) for group in groups]
     assert all(total <= most or len(group) == 1 for total, group in zip(totals, groups, strict=True))
-    # No two packs would fit into one.
-    assert all(a + b > most for n, a in enumerate(totals) for b in totals[n + 1 :])
+    # In packs of which no two fit into one, each holds more than half of the most, taken together.
+    assert len(groups) == 1 or sum(totals) > most * len(groups) / 2
+
+
+def test_packs_are_filled_evenly_and_none_is_a_small_rest():
+    alike = cutting.best_fit([10] * 8, 50)
+    assert [len(group) for group in alike] == [4, 4]
+    unlike = cutting.best_fit([30, 20, 20, 10, 10, 10], 70)
+    assert [sum([30, 20, 20, 10, 10, 10][i] for i in group) for group in unlike] == [50, 50]
+    ids = [[*range(20), *([100 + place] * 10)] for place in range(8)]
+    together = cutting.by_beginning(ids, [len(row) - 2 for row in ids], 80)
+    assert [len(group) for group in together] == [4, 4]
 
 
 @settings(deadline=None)

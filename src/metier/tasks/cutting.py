@@ -6,12 +6,13 @@ A gradient does not depend on the cut, so the cut is free to follow lengths and 
 from __future__ import annotations
 
 from bisect import bisect_right
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from metier.models.lean import LEAST_SHARED, in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import nn
 
@@ -22,6 +23,8 @@ SMALLEST_CUT_TOKENS = 512
 2-core CPU with SmolLM2-135M."""
 MOST_PADDING = 0.15
 """Share of padding from which a new cut is begun."""
+HALVINGS = 5
+"""Steps of the search for even cuts: a 64th of the most is near enough."""
 
 
 def by_length(sizes: Sequence[int], most_tokens: int) -> Cuts:
@@ -55,6 +58,10 @@ def best_fit(sizes: Sequence[int], most_tokens: int) -> Cuts:
         sizes: Tokens of each row.
         most_tokens: Most tokens of a cut; a longer row stands alone.
     """
+    return _even(partial(_best_fit, sizes), most_tokens)
+
+
+def _best_fit(sizes: Sequence[int], most_tokens: int) -> Cuts:
     groups: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (room left, group), ordered
     for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
@@ -81,18 +88,47 @@ def by_beginning(rows: Sequence[Sequence[int]], shareable: Sequence[int], most_t
     order, common = in_order(rows, shareable)
     if not any(length >= LEAST_SHARED for length in common):
         return best_fit([len(row) for row in rows], most_tokens)
-    groups: list[tuple[int, ...]] = []
-    group: list[int] = []
-    used = 0
-    for place, index in enumerate(order):
-        shared = common[place - 1] if group else 0
-        cost = len(rows[index]) - (shared if shared >= LEAST_SHARED else 0)
-        if group and used + cost > most_tokens:
-            groups.append(tuple(group))
-            group, used, cost = [], 0, len(rows[index])
-        group.append(index)
-        used += cost
-    return (*groups, tuple(group)) if group else tuple(groups)
+
+    def filled(most: int) -> Cuts:
+        groups: list[tuple[int, ...]] = []
+        group: list[int] = []
+        used = 0
+        for place, index in enumerate(order):
+            shared = common[place - 1] if group else 0
+            cost = len(rows[index]) - (shared if shared >= LEAST_SHARED else 0)
+            if group and used + cost > most:
+                groups.append(tuple(group))
+                group, used, cost = [], 0, len(rows[index])
+            group.append(index)
+            used += cost
+        return (*groups, tuple(group)) if group else tuple(groups)
+
+    return _even(filled, most_tokens)
+
+
+def _even(cut: Callable[[int], Cuts], most_tokens: int) -> Cuts:
+    """The cuts made even, by the least tokens that need no more cuts.
+
+    None is then a small rest, which costs as many passes over the weights as a large one, and the largest, which
+    decides the memory, is smaller.
+
+    Args:
+        cut: Makes cuts of at most so many tokens.
+        most_tokens: The most.
+    """
+    cuts = cut(most_tokens)
+    if len(cuts) < 2:
+        return cuts
+    # Two cuts hold more than the most together, or they would be one.
+    low, high = most_tokens // 2, most_tokens
+    for _ in range(HALVINGS):
+        middle = (low + high) // 2
+        tried = cut(middle)
+        if len(tried) > len(cuts):
+            low = middle
+        else:
+            cuts, high = tried, middle
+    return cuts
 
 
 class Unpacked:
