@@ -1,4 +1,4 @@
-"""What a heap that keeps no holes gives: memory and speed of steps on ragged rows, in processes with and without it.
+"""What a heap that keeps few holes gives: memory and speed of steps on ragged rows, in processes with and without it.
 
     python bench/heap.py --rows shared/data/gsm8k/train.jsonl --steps 8 --rounds 2
 

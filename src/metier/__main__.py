@@ -6,7 +6,7 @@ from metier.core import heap
 
 
 def begin() -> None:
-    """Run the command line in a process whose heap keeps no holes where tensors were."""
+    """Run the command line in a process whose heap keeps few holes where tensors were."""
     heap.begin_dense()
     from metier.cli import main
 

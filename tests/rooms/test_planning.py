@@ -455,22 +455,16 @@ class TestBudget:
         found = made(job=recipe(train={"micro_batch_tokens": 3000}))
         assert (found.budget.tokens, found.budget.reason) == (3000, "set in the recipe")
 
-    def test_a_cpu_takes_what_was_measured_to_be_fastest(self):
-        found = made(machine=self.CPU)
-        assert found.method("lora").budget.tokens == 2048
-        assert found.method("full").budget.tokens == 1024
-        assert "3,200" in found.budget.reason
-
-    def test_a_cpu_takes_the_smaller_of_sizes_that_are_about_as_fast(self):
-        shared = {512: 1.0, 1024: 1.0, 2048: 1.0, 3200: 0.99}
-        found = made(machine=self.CPU, reading=Steps(3200, lambda budget: Reading(budget, shared[budget])))
-        assert found.budget.tokens == 2048
+    def test_a_cpu_takes_the_smallest_of_what_was_measured_to_be_about_as_fast(self):
+        found = made(machine=self.CPU).budget
+        assert found.tokens == 1024
+        assert "3,200" in found.reason
 
     def test_a_cpu_reads_more_at_once_where_that_shares_a_long_beginning(self):
         shared = {512: 1.0, 1024: 0.6, 2048: 0.35, 3200: 0.3}
         steps = Steps(3200, lambda budget: Reading(budget, shared[budget]))
         assert made(machine=self.CPU, reading=steps).budget.tokens == 3200
-        shared[3200] = 0.35
+        shared[3200] = 0.34
         assert made(machine=self.CPU, reading=steps).budget.tokens == 2048
 
     def test_never_more_than_a_step_holds(self):
@@ -617,7 +611,7 @@ class TestSeen:
     def test_other_rows_differ_by_what_the_formula_knows(self):
         found = made()
         self.seen(found)
-        other = made(rows=(220,) * 640, job=recipe(train={"micro_batch_tokens": 1900}))
+        other = made(rows=(220,) * 640, job=recipe(train={"micro_batch_tokens": 900}))
         method = informed(other, self.SETTING).method("lora")
         more = other.method("lora").memory.peak - found.method("lora").memory.peak
         assert more < 0

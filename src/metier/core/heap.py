@@ -49,7 +49,7 @@ def kept() -> Iterator[None]:
 
 
 def is_dense() -> bool:
-    """Whether this process began with the settings that keep its heap free of holes."""
+    """Whether this process began with the settings that keep holes out of its heap."""
     said = os.environ.get(_TUNABLES, "").split(":")
     return _library() is not None and all(f"{name}={value}" in said for name, value in DENSE.items())
 

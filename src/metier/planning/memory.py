@@ -49,8 +49,9 @@ was within 5 % of the formula by the library's own count (mallinfo2)."""
 CPU_HEAP_SLACK_CUT = 0.7
 """The same where a step is cut: the next micro-batch is of another size and fits the holes of the last one badly.
 Measured with both over four to six steps in packs of 1,024: 0.5 to 0.8."""
-CPU_HEAP_SLACK_DENSE = 0.1
-"""The same, cut or not, where the heap keeps no holes (`heap.is_dense`)."""
+CPU_HEAP_SLACK_DENSE = 0.2
+"""The same, cut or not, where the heap keeps few holes (`heap.is_dense`). Measured in bench/results/heap.md: 0.2 with
+LoRA, 0.4 fully tuned, whose gradients outlive what they are made from."""
 GPU_CONTEXT_BYTES = 1_000_000_000
 """CUDA context and libraries: 0.5 to 1 GB, the upper end."""
 GPU_SLACK = 0.05

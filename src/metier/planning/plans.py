@@ -377,12 +377,7 @@ def _budget(scene: _Scene, candidate: _Candidate) -> Budget:
     device = scene.machine.device
     least = least_kept(scene.steps, device=device)
     again = next((way for way in ways if fits(least, checkpointing=way)), ways[-1])
-    return chosen(
-        scene.steps,
-        device=device,
-        adapters=bool(candidate.moving.adapted),
-        fits=lambda tokens: fits(tokens, checkpointing=again),
-    )
+    return chosen(scene.steps, device=device, fits=lambda tokens: fits(tokens, checkpointing=again))
 
 
 def _memory(scene: _Scene, candidate: _Candidate, tokens: int, *, checkpointing: bool) -> Memory:
