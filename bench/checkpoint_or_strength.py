@@ -30,8 +30,6 @@ from metier.tasks import mean_loss
 if TYPE_CHECKING:
     from metier.run.job import Job
 
-SHARES = (0.15, 0.3, 0.5, 0.7, 0.85, 1.0)
-
 
 def main() -> None:
     """Train each seed and print one line for every evaluation."""
@@ -87,7 +85,7 @@ def one_seed(job: Job, base: LoadedBase, seed: int, folder: Path) -> list[float]
             places=training.Places(folder / "metrics.jsonl", folder / "checkpoints", keep=1, minutes=60),
         )
         dial.stop()
-        path = dial.path(outcome.first_loss, SHARES)
+        path = dial.path(outcome.first_loss)
     every = [line["step"] for line in training.read_metrics(folder / "metrics.jsonl") if line["kind"] == "validation"]
     differences = []
     for step, (loss, held) in zip(every[1:], seen[1:], strict=True):

@@ -52,10 +52,9 @@ def in_own_process(method: str, given: argparse.Namespace, *, dense: bool) -> di
     """The measures, from a fresh process whose heap is dense or as it comes."""
     from metier.core.heap import DENSE
 
-    said = ":".join(f"{name}={value}" for name, value in DENSE.items())
     words = [sys.executable, __file__, "--rows", str(given.rows), "--steps", str(given.steps), "--measure", method]
     words += ["--budget", str(given.budget)]
-    environment = {**os.environ, "GLIBC_TUNABLES": said if dense else "", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "GLIBC_TUNABLES": ":".join(DENSE) if dense else "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     told: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return told

@@ -310,7 +310,11 @@ def test_a_best_fit_keeps_within_its_tokens_and_wastes_little(sizes, most):
     assert sorted(i for group in groups for i in group) == list(range(len(sizes)))
     totals = [sum(sizes[i] for i in group) for group in groups]
     assert all(total <= most or len(group) == 1 for total, group in zip(totals, groups, strict=True))
-    # In packs of which no two fit into one, each holds more than half of the most, taken together.
+    # Before they are made even, no two packs would fit into one; and that makes no more of them.
+    plain = cutting._best_fit(sizes, most)
+    filled = [sum(sizes[i] for i in group) for group in plain]
+    assert all(a + b > most for n, a in enumerate(filled) for b in filled[n + 1 :])
+    assert len(groups) == len(plain)
     assert len(groups) == 1 or sum(totals) > most * len(groups) / 2
 
 

@@ -15,7 +15,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 """Names of the settings. Source: malloc.h of the GNU C library."""
 _USUAL = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}
 """What the library itself arrives at once large blocks come and go. Source: mallopt(3), M_MMAP_THRESHOLD."""
-DENSE = {"glibc.malloc.tcache_count": "0", "glibc.malloc.mxfast": "0"}
+DENSE = ("glibc.malloc.tcache_count=0", "glibc.malloc.mxfast=0")
 """Settings that the library reads when a process begins, and never again. A tensor's memory is aligned, for which the
 library takes a little more and frees the end that is left over. By default it sets such ends aside for small requests,
 and the place that a tensor leaves is then too small for the next one of its size. Measured: bench/results/heap.md.
@@ -51,7 +51,7 @@ def kept() -> Iterator[None]:
 def is_dense() -> bool:
     """Whether this process began with the settings that keep holes out of its heap."""
     said = os.environ.get(_TUNABLES, "").split(":")
-    return _library() is not None and all(f"{name}={value}" in said for name, value in DENSE.items())
+    return all(setting in said for setting in DENSE) and _library() is not None
 
 
 def begin_dense() -> None:
@@ -61,9 +61,9 @@ def begin_dense() -> None:
     process. Who has set one of these settings himself keeps it.
     """
     said = os.environ.get(_TUNABLES, "")
-    if _library() is None or not sys.executable or any(name in said for name in DENSE):
+    if any(setting.partition("=")[0] in said for setting in DENSE) or _library() is None or not sys.executable:
         return
-    os.environ[_TUNABLES] = ":".join(filter(None, (said, *(f"{name}={value}" for name, value in DENSE.items()))))
+    os.environ[_TUNABLES] = ":".join(filter(None, (said, *DENSE)))
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - the same program, no shell
 
 
