@@ -34,6 +34,7 @@ from metier.adapt import adapt, beside, in_one_pass, lean, why_apart
 from metier.data.records import Completion, Conversation, Labelled, Message
 from metier.models import lean as engine
 from metier.models.lean.head import _Head
+from metier.models.lean.rotary import turned
 from metier.recipe import ChatTask, ClassifyTask, CompleteTask, FreezeMethod, LoRAMethod, ModelSection
 from metier.tasks import causal
 
@@ -258,11 +259,38 @@ def test_lean_modules_change_neither_loss_nor_gradient(folders, name, variant):
         kinds = [type(part).__name__ for part in module.modules()]
         assert kinds.count("LoRALinear") == 7 * module.config.num_hidden_layers
         assert kinds.count("RMSNorm") >= 2 * module.config.num_hidden_layers + 1
+        assert kinds.count("RotaryAttention") == module.config.num_hidden_layers
         assert (name == "gemma3") != ("GatedMLP" in kinds)
         assert [parameter_name for parameter_name, _ in module.named_parameters()] == names
         hold(engines(module, task, found.examples), wanted)
     assert {path: type(part) for path, part in module.named_modules()} == before
     hold(engines(module, task, found.examples), wanted)
+
+
+def test_turning_queries_and_keys_is_the_plain_formula_both_ways():
+    chance = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=chance, dtype=torch.float64)  # noqa: E731
+    states = [draw(2, 5, 4, 6).requires_grad_(), draw(2, 5, 2, 6).requires_grad_()]
+    cos, sin = draw(1, 5, 6), draw(1, 5, 6)  # of no angle, so that no half can stand for the other
+
+    def plain(x):
+        return x * cos[:, :, None] + torch.cat((-x[..., 3:], x[..., :3]), -1) * sin[:, :, None]
+
+    wanted, found = [plain(x) for x in states], turned(*states, cos, sin)
+    given = [draw(*x.shape) for x in wanted]
+    slopes = [torch.autograd.grad(sides, states, given) for sides in (found, wanted)]
+    torch.testing.assert_close(list(found), wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(*slopes, rtol=1e-12, atol=1e-12)
+
+
+def test_with_a_cache_the_networks_own_attention_answers(folders):
+    found = exact(folders["qwen3"], ChatTask(), chats(system=False), head="causal")
+    module = found.module.eval()
+    found.plain.suited(module)
+    given = {"input_ids": found.examples[0].ids[None], "do_sample": False, "max_new_tokens": 8, "pad_token_id": 0}
+    wanted = module.generate(**given)
+    with lean(module):
+        torch.testing.assert_close(module.generate(**given), wanted)
 
 
 @pytest.mark.parametrize("tokens", [3, 400])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metier.models.lean import Pointwise, Store, agree, remembered, swapped, working
+from metier.models.lean import Pointwise, Store, agree, remembered, rotary, swapped, working
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ def lean(module: nn.Module, store: Store | None = None) -> Iterator[Store | None
     Yields:
         The store, or None where something moves in every block.
     """
-    with remembered(module, store) as kept, swapped(module, (LoRALayers(), Pointwise())):
+    with remembered(module, store) as kept, swapped(module, (LoRALayers(), Pointwise(), rotary)):
         yield kept
 
 

@@ -10,6 +10,7 @@ from metier.models.lean.layout import PADDED, Layout, at_first_tokens, hidden_st
 from metier.models.lean.numbers import exact, working
 from metier.models.lean.pack import LEAST_SHARED, Node, Pack, Packed, in_order, lay
 from metier.models.lean.pointwise import has_triton
+from metier.models.lean.rotary import rotary
 from metier.models.lean.swap import Pointwise, agree, swapped
 from metier.models.lean.trunk import Store, drops, remembered, trunk_depth
 from metier.models.structure import output_layer
@@ -43,6 +44,7 @@ __all__ = [
     "output_layer",
     "remembered",
     "revised",
+    "rotary",
     "swapped",
     "top_shares",
     "trunk_depth",

@@ -1,6 +1,8 @@
-"""RMSNorm and the gate of a feed-forward part on a GPU, each in one pass over its memory; sums are in float32.
+"""RMSNorm, rotary positions and the gate of a feed-forward part on a GPU, each in one pass; sums are in float32.
 
-Shapes: N rows, H width of a row.
+What differs from pack to pack is not specialized: a kernel compiled anew in the middle of a run costs many steps.
+
+Shapes: B rows, T tokens, H heads, K key heads, D width of a head.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
@@ -22,7 +24,7 @@ PROGRAMS = 1024
 """Programs that share the rows of a norm's gradient: several for each processor of the largest cards."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _norm(x, weight, out, rows, eps, offset, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
@@ -34,7 +36,7 @@ def _norm(x, weight, out, rows, eps, offset, WIDTH: tl.constexpr, BLOCK: tl.cons
     tl.store(out + place, states * shrink[:, None] * scale[None, :], mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "turns"])
 def _norm_slopes(
     x, weight, given, of_x, of_weight, rows, turns, eps, offset,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, LEARNS: tl.constexpr,
@@ -60,7 +62,7 @@ def _norm_slopes(
         tl.store(of_weight + program * WIDTH + column, total, mask=column < WIDTH)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _gate(gate, up, out, count, BLOCK: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = place < count
@@ -69,7 +71,7 @@ def _gate(gate, up, out, count, BLOCK: tl.constexpr):
     tl.store(out + place, g * tl.sigmoid(g) * u, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _gate_slopes(gate, up, given, of_gate, of_up, count, BLOCK: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = place < count
@@ -80,6 +82,41 @@ def _gate_slopes(gate, up, given, of_gate, of_up, count, BLOCK: tl.constexpr):
     silu = g * gating
     tl.store(of_up + place, slope * silu, mask=there)
     tl.store(of_gate + place, slope * u * (gating + silu * (1 - gating)), mask=there)
+
+
+@triton.jit
+def _turn(
+    x, out, cos, sin, block, rows,
+    HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, BACK: tl.constexpr,
+):  # fmt: skip
+    row = block.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)
+    inside = (row < rows)[:, None] & (column < HALF)[None, :]
+    place = row[:, None] * (2 * HALF) + column[None, :]
+    angle = (row // HEADS)[:, None] * (2 * HALF) + column[None, :]
+    low = tl.load(x + place, mask=inside).to(tl.float32)
+    high = tl.load(x + place + HALF, mask=inside).to(tl.float32)
+    cos_low, cos_high = tl.load(cos + angle, mask=inside), tl.load(cos + angle + HALF, mask=inside)
+    sin_low, sin_high = tl.load(sin + angle, mask=inside), tl.load(sin + angle + HALF, mask=inside)
+    if BACK:
+        tl.store(out + place, low * cos_low + high * sin_high, mask=inside)
+        tl.store(out + place + HALF, high * cos_high - low * sin_low, mask=inside)
+    else:
+        tl.store(out + place, low * cos_low - high * sin_low, mask=inside)
+        tl.store(out + place + HALF, high * cos_high + low * sin_high, mask=inside)
+
+
+@triton.jit(do_not_specialize=["tokens", "programs"])
+def _turn_both(
+    query, key, of_query, of_key, cos, sin, tokens, programs,
+    HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    BACK: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    if program < programs:
+        _turn(query, of_query, cos, sin, program, tokens * HEADS, HEADS, HALF, BLOCK, ROWS, BACK)
+    else:
+        _turn(key, of_key, cos, sin, program - programs, tokens * KEY_HEADS, KEY_HEADS, HALF, BLOCK, ROWS, BACK)
 
 
 def norm(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
@@ -129,6 +166,26 @@ def gated_slopes(gate: Tensor, up: Tensor, given: Tensor) -> tuple[Tensor, Tenso
     with torch.cuda.device_of(up):
         _gate_slopes[grid](gate, up, given, of_gate, of_up, up.numel(), BLOCK=AT_ONCE)
     return of_gate, of_up
+
+
+def turned(
+    query_BTHD: Tensor, key_BTKD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor, *, back: bool
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys turned to their positions, or with `back` their slopes turned back, in one call."""
+    query, key = query_BTHD.contiguous(), key_BTKD.contiguous()
+    of_query, of_key = query.new_empty(query.shape), key.new_empty(key.shape)
+    *places, heads, width = query.shape
+    cos, sin = (x.expand(*places, width).contiguous() for x in (cos_BTD, sin_BTD))
+    half, tokens, key_heads = width // 2, cos.numel() // width, key.shape[-2]
+    block: int = triton.next_power_of_2(half)
+    at_once = max(1, AT_ONCE // block)
+    programs, more = (triton.cdiv(tokens * count, at_once) for count in (heads, key_heads))
+    with torch.cuda.device_of(query):
+        _turn_both[(programs + more,)](
+            query, key, of_query, of_key, cos, sin, tokens, programs,
+            HEADS=heads, KEY_HEADS=key_heads, HALF=half, BLOCK=block, ROWS=at_once, BACK=back,
+        )  # fmt: skip
+    return of_query, of_key
 
 
 def _sizes(x: Tensor) -> tuple[int, int]:

@@ -93,20 +93,29 @@ def _gated(module: Any) -> GatedMLP | None:
 
 
 @torch.no_grad()
-def agree(module: nn.Module, other: nn.Module) -> bool:
-    """Whether two modules answer alike on random states; what raises does not agree."""
+def agree(module: nn.Module, other: nn.Module, **more: Any) -> bool:
+    """Whether two modules answer alike on random states, first of all; what raises does not agree.
+
+    Args:
+        module: What is there.
+        other: What is to stand for it.
+        more: What both are given beside the states.
+    """
     first = next(module.parameters())
     width = first.shape[-1]
     states = torch.randn(1, 3, width, generator=torch.Generator().manual_seed(0)).to(first.device, first.dtype)
     modes = module.training, other.training
     try:
-        wanted, found = module.eval()(states), other.eval()(states)
+        wanted, found = (
+            answer[0] if isinstance(answer, tuple) else answer
+            for answer in (module.eval()(states, **more), other.eval()(states, **more))
+        )
     except (RuntimeError, TypeError, ValueError):
         return False
     finally:
         module.train(modes[0])
         other.train(modes[1])
-    if not isinstance(wanted, torch.Tensor) or wanted.shape != found.shape:
+    if not isinstance(wanted, torch.Tensor) or not isinstance(found, torch.Tensor) or wanted.shape != found.shape:
         return False
     room = TOLERANCE if first.dtype == torch.float32 else 0.02
     return bool((wanted - found).abs().max() <= room * wanted.abs().max().clamp(min=1e-6))
