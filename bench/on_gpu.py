@@ -89,10 +89,11 @@ def run_metier(shape: str, method: str, given: argparse.Namespace, longest: int)
     tokenizer: Any = SimpleNamespace(pad_token_id=0)
     task = build(CompleteTask(), tokenizer, head="causal", labels=(), context=longest, seed=0).suited(module)
     more = steps + (given.profile is not None)
-    made = rows(more * ROWS[shape], SHAPES[shape]["vocab_size"], longest)  # type: ignore[call-overload]
+    count = given.times * ROWS[shape]
+    made = rows(more * count, SHAPES[shape]["vocab_size"], longest)  # type: ignore[call-overload]
     examples = [token_row("-", ids, learnt_from=round(len(ids) * (1 - LEARNT))) for ids in made]
     section = TrainSection(
-        batch_size=ROWS[shape], max_steps=more, precision="bf16", micro_batch_tokens=PACK[shape] * 5 // 4
+        batch_size=count, max_steps=more, precision="bf16", micro_batch_tokens=given.times * PACK[shape] * 5 // 4
     )
     optimizer = build_optimizer(AdamW(), module, learning_rate=1e-5, adapters=method == "lora")
     schedule = build_schedule(Constant(), optimizer, total_steps=more, steps_per_epoch=more)
@@ -233,6 +234,7 @@ def main() -> None:
     parser.add_argument("--shape", help="one shape alone, such as 'tiny' to try the script")
     parser.add_argument("--engines", default="", help="some alone, with ; between their names")
     parser.add_argument("--compile", action="store_true", help="metier with train.compile")
+    parser.add_argument("--times", type=int, default=1, help="so many times the rows and tokens of a step, metier alone")
     parser.add_argument("--profile", help="file to write metier's kernels and their times to")
     parser.add_argument("--only", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -263,6 +265,7 @@ def main() -> None:
 
 def _run(python: str, engine: str, shape: str, method: str, given: argparse.Namespace) -> dict[str, float]:
     command = [python, __file__, "--only", engine, shape, method, "--device", given.device, "--steps", str(given.steps)]
+    command += ["--times", str(given.times)]
     command += ["--shape", given.shape] if given.shape else []
     command += ["--compile"] if given.compile else []
     command += ["--profile", f"{given.profile}-{shape}-{method}.txt"] if given.profile and engine == "metier" else []

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metier.models.lean.numbers import exact, working
+from metier.models.lean.pointwise import has_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -186,6 +187,10 @@ class _Head:
         target_n1 = self.target_N[chunk, None]
         bias = None if self.bias_V is None else self.bias_V.detach().to(hidden_nH.dtype)
         scores_nV = F.linear(hidden_nH, matrix_VH, bias)
+        if has_kernels(scores_nV):
+            from metier.models.lean import kernels
+
+            return kernels.surprise_(scores_nV, self.target_N[chunk], learns=self.learns), scores_nV
         log_nV = torch.log_softmax(scores_nV, dim=-1, dtype=exact(scores_nV.dtype))
         wanted_n1 = log_nV.gather(1, target_n1)
         slope_nV = torch.exp(log_nV, out=scores_nV) if self.learns else scores_nV

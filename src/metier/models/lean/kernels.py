@@ -1,4 +1,4 @@
-"""RMSNorm, rotary positions and the gate of a feed-forward part on a GPU, each in one pass; sums are in float32.
+"""RMSNorm, rotary positions, gates and cross-entropy on a GPU, in as few passes as each needs; sums are in float32.
 
 What differs from pack to pack is not specialized: a kernel compiled anew in the middle of a run costs many steps.
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 AT_ONCE = 2048
 """Numbers of one program: sixteen for each thread of four warps. Judgement."""
+SCORES_AT_ONCE = 4096
+"""Scores that a program reads at once: sixteen for each thread of eight warps. Judgement."""
 PROGRAMS = 1024
 """Programs that share the rows of a norm's gradient: several for each processor of the largest cards."""
 
@@ -62,7 +64,7 @@ def _norm_slopes(
         tl.store(of_weight + program * WIDTH + column, total, mask=column < WIDTH)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit
 def _gate(gate, up, out, count, BLOCK: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = place < count
@@ -71,7 +73,7 @@ def _gate(gate, up, out, count, BLOCK: tl.constexpr):
     tl.store(out + place, g * tl.sigmoid(g) * u, mask=there)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit
 def _gate_slopes(gate, up, given, of_gate, of_up, count, BLOCK: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = place < count
@@ -117,6 +119,33 @@ def _turn_both(
         _turn(query, of_query, cos, sin, program, tokens * HEADS, HEADS, HALF, BLOCK, ROWS, BACK)
     else:
         _turn(key, of_key, cos, sin, program - programs, tokens * KEY_HEADS, KEY_HEADS, HALF, BLOCK, ROWS, BACK)
+
+
+@triton.jit
+def _surprise(scores, target, nats, WIDTH: tl.constexpr, LEARNS: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    scores += row * WIDTH
+    wanted = tl.load(target + row)
+    column = tl.arange(0, BLOCK)
+    most = -1e30
+    total = tl.zeros([BLOCK], dtype=tl.float32)
+    picked = tl.zeros([BLOCK], dtype=tl.float32)
+    for begin in range(0, WIDTH, BLOCK):
+        place = begin + column
+        x = tl.load(scores + place, mask=place < WIDTH, other=float("-inf")).to(tl.float32)
+        before = most
+        most = tl.maximum(before, tl.max(x, axis=0))
+        total = total * tl.exp(before - most) + tl.exp(x - most)
+        picked += tl.where(place == wanted, x, 0.0)
+    whole = most + tl.log(tl.sum(total, axis=0))
+    tl.store(nats + row, whole - tl.sum(picked, axis=0))
+    if LEARNS:
+        for begin in range(0, WIDTH, BLOCK):
+            place = begin + column
+            x = tl.load(scores + place, mask=place < WIDTH, other=float("-inf")).to(tl.float32)
+            # p - 1 before rounding: in bf16 it would be nothing from p = 0.998 on.
+            slope = tl.exp(x - whole) - tl.where(place == wanted, 1.0, 0.0)
+            tl.store(scores + place, slope, mask=place < WIDTH)
 
 
 def norm(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
@@ -186,6 +215,16 @@ def turned(
             HEADS=heads, KEY_HEADS=key_heads, HALF=half, BLOCK=block, ROWS=at_once, BACK=back,
         )  # fmt: skip
     return of_query, of_key
+
+
+def surprise_(scores_NV: Tensor, target_N: Tensor, *, learns: bool) -> Tensor:
+    """Nats of each target under softmax(scores), shape (N,), float32; with `learns` the scores become their slopes."""
+    nats_N = scores_NV.new_empty(len(scores_NV), dtype=torch.float32)
+    with torch.cuda.device_of(scores_NV):
+        _surprise[(len(scores_NV),)](
+            scores_NV, target_N, nats_N, WIDTH=scores_NV.shape[1], LEARNS=learns, BLOCK=SCORES_AT_ONCE, num_warps=8
+        )
+    return nats_N
 
 
 def _sizes(x: Tensor) -> tuple[int, int]:
