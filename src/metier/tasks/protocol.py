@@ -87,7 +87,10 @@ class Task(Protocol[Example]):
         ...
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """Put examples into one batch; neither padding nor neighbours change the loss."""
+        """Put examples into one batch; neither padding nor neighbours change the loss.
+
+        The same examples always give the same batch: it may be made before the step that it belongs to.
+        """
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:

@@ -143,12 +143,13 @@ def run(
                 module,
                 task,
                 examples,
-                suspects.following(course.steps()),
+                course.steps(),
                 course.optimizer,
                 course.schedule,
                 precision=precision,
                 section=course.cut(),
                 watch=watch,
+                begin=suspects.begin,
             )
             with bar("training", course.total, course.taken) as show:
                 for record in taken:

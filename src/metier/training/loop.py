@@ -19,6 +19,7 @@ from torch.nn.utils import get_total_norm
 from metier.core import DataError, DivergedError, RecipeError, StepRecord
 from metier.core.log import warn
 from metier.tasks import to_device
+from metier.training.ahead import Ahead
 from metier.training.early import UNTOUCHED, is_memory, step_in_backward
 
 if TYPE_CHECKING:
@@ -47,49 +48,54 @@ def fit(
     precision: Precision,
     section: TrainSection,
     watch: Watch | None = None,
+    begin: Callable[[Step], None] | None = None,
 ) -> Iterator[StepRecord]:
     """Train until the steps end, yielding a record after each.
 
     The caller owns what happens between steps -- logging, validation, checkpoints, stopping -- and does it in its
-    own `for record in fit(...)`; there are no callbacks to register.
+    own `for record in fit(...)`. The steps are asked for one ahead, so that a device need not wait for its next batch;
+    `begin` is told of each when it is its turn.
 
     Raises:
         DivergedError: If loss or gradient are not finite, or the watch sees the weights ruined.
         RecipeError: If not even one example at a time fits in memory.
     """
     most_tokens = section.token_budget
-    for step in steps:
+    ahead = Ahead(steps, examples, task)
+    while (turn := ahead.take(most_tokens)) is not None:
         began = time.perf_counter()
+        if begin is not None:
+            begin(turn.step)
         module.train()
-        rows = [examples[i] for i in step.rows]
         rate = float(optimizer.param_groups[0]["lr"])
         while True:
-            cuts = task.cut(rows, most_tokens)
-            batches = (task.collate([rows[i] for i in cut]) for cut in cuts)
             try:
                 loss, grad_norm, weight = train_step(
                     module,
                     task,
-                    batches,
+                    turn.batches,
                     optimizer,
                     precision=precision,
                     max_grad_norm=section.max_grad_norm,
                     during_backward=section.optimizer.during_backward,
-                    check=None if watch is None else partial(watch.check, rows=rows),
+                    check=None if watch is None else partial(watch.check, rows=turn.rows),
+                    meanwhile=partial(ahead.prepare, most_tokens),
                 )
             except (MemoryError, RuntimeError) as error:
-                most_tokens = less(error, [task.read([rows[i] for i in cut]) for cut in cuts], len(rows))
+                read = [task.read([turn.rows[i] for i in cut]) for cut in turn.cuts]
+                most_tokens = less(error, read, len(turn.rows))
+                turn = ahead.again(turn, most_tokens)
             else:
                 break
         schedule.step()
         yield StepRecord(
-            step=step.number,
-            epoch=step.epoch,
+            step=turn.step.number,
+            epoch=turn.step.epoch,
             loss=loss,
             grad_norm=grad_norm,
             learning_rate=rate,
             weight=weight,
-            tokens=sum(task.size(row) for row in rows),
+            tokens=sum(map(task.size, turn.rows)),
             seconds=time.perf_counter() - began,
             most_tokens=most_tokens,
         )
@@ -129,6 +135,7 @@ def train_step(
     max_grad_norm: float | None,
     during_backward: bool = False,
     check: Callable[[float], None] | None = None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> tuple[float, float, float]:
     """Take one optimizer step on one batch, given as micro-batches.
 
@@ -142,6 +149,7 @@ def train_step(
         during_backward: Whether each parameter moves inside the last backward pass, as soon as its gradient is whole;
             there is no clipping then.
         check: Sees the finite mean loss before anything moves, and may raise.
+        meanwhile: Called when all of the gradient is on its way; a device is still at work then.
 
     Returns:
         Mean loss per scored element, norm of the mean gradient before clipping, scored elements.
@@ -153,21 +161,26 @@ def train_step(
         RecipeError: If memory runs out inside a step that is half taken.
     """
     optimizer.zero_grad(set_to_none=True)
-    total = weight = 0.0
+    totals: list[Tensor] = []
+    weights: list[Tensor] = []
     for batch, is_last in _with_last(micro_batches):
         with precision.arithmetic():
             loss = task.loss(module, to_device(batch, precision.device))
         summed = loss.total_B.sum()
-        early = during_backward and is_last
-        if not early:
-            summed.backward()  # type: ignore[no-untyped-call]
-        total, weight = total + float(summed.detach()), weight + float(loss.weight_B.sum())
-        if early:
+        totals.append(summed.detach())
+        weights.append(loss.weight_B.sum())
+        if during_backward and is_last:
+            total, weight = _sum(totals), _sum(weights)
             mean = _mean(total, weight, task)
             _check_finite(mean, 0.0, weight, task)
             if check is not None:
                 check(mean)
             return mean, step_in_backward(summed, optimizer, weight), weight
+        summed.backward()  # type: ignore[no-untyped-call]
+    if meanwhile is not None:
+        meanwhile()
+    # To read a number is to wait for the device: once, and when there is nothing else to do.
+    total, weight = _sum(totals), _sum(weights)
     mean, grad_norm = checked(optimizer, total, weight, task)
     if check is not None:
         check(mean)
@@ -194,6 +207,10 @@ def move(optimizer: Optimizer, weight: float, grad_norm: float, max_grad_norm: f
     # Mean and clipping in one pass over memory: for a small model on a CPU, passes are what a step costs.
     torch._foreach_mul_(_gradients(optimizer), scale / weight)
     optimizer.step()
+
+
+def _sum(found: Sequence[Tensor]) -> float:
+    return math.fsum(torch.stack(list(found)).tolist()) if found else 0.0
 
 
 def _gradients(optimizer: Optimizer) -> list[Tensor]:

@@ -19,7 +19,7 @@ from metier.core.rng import derive
 from metier.models.lean import has_triton
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import Tensor, nn
 
@@ -27,6 +27,8 @@ DROPPED_BITS = 16
 """Bits of a float32 that bf16 does not have."""
 MOST_IN_ONE_PASS = 1 << 31
 """Numbers of a parameter that the GPU's kernel can tell apart."""
+ALIGNED = 16
+"""Bytes at whose multiples the kernel's tensors begin."""
 
 
 class RoundedAdam(Optimizer):
@@ -64,9 +66,17 @@ class RoundedAdam(Optimizer):
         if closure is not None:
             raise TypeError("a closure is not evaluated")
         for group in self.param_groups:
+            together: dict[tuple[torch.device, int], list[nn.Parameter]] = {}
             for parameter in group["params"]:
-                if parameter.grad is not None:
+                if parameter.grad is None:
+                    continue
+                state = self._begun(parameter, group)
+                if _by_kernel(parameter, group):
+                    together.setdefault((parameter.device, state["step"]), []).append(parameter)
+                else:
                     self._move(parameter, group)
+            for parameters in together.values():
+                self._move_together(parameters, group)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
         """Restore, with the moments in float32; torch by itself would cast them to the parameters' format."""
@@ -79,47 +89,52 @@ class RoundedAdam(Optimizer):
     def _moving(self) -> list[nn.Parameter]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
-    def _move(self, parameter: nn.Parameter, group: Mapping[str, Any]) -> None:
-        state = self.state[parameter]
+    def _begun(self, parameter: nn.Parameter, group: Mapping[str, Any]) -> dict[str, Any]:
+        """A parameter's moments, with this step counted."""
+        state: dict[str, Any] = self.state[parameter]
         if not state:
             names = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ()))
             state.update({name: torch.zeros_like(parameter, dtype=torch.float32) for name in names}, step=0)
         state["step"] += 1
-        if _in_one_pass(parameter, group):
-            _move_in_one_pass(parameter, state, group, derive(self._seed, state["step"], self._places[parameter]))
-            return
+        return state
+
+    def _move(self, parameter: nn.Parameter, group: Mapping[str, Any]) -> None:
         weight = parameter.float() * (1 - group["lr"] * group["weight_decay"])
-        weight -= _update(parameter.grad, state, group)  # type: ignore[arg-type]
+        weight -= _update(parameter.grad, self.state[parameter], group)  # type: ignore[arg-type]
         if parameter.dtype == torch.bfloat16:
-            seed = derive(self._seed, state["step"], self._places[parameter])
-            weight = rounded(weight, torch.Generator(parameter.device).manual_seed(seed))
+            weight = rounded(weight, torch.Generator(parameter.device).manual_seed(self._chance(parameter)))
         parameter.copy_(weight)
 
+    def _move_together(self, parameters: Sequence[nn.Parameter], group: Mapping[str, Any]) -> None:
+        """One call for all that have taken as many steps: a call takes the processor longer than the GPU needs."""
+        from metier.training.rounded_kernel import move
 
-def _in_one_pass(parameter: nn.Parameter, group: Mapping[str, Any]) -> bool:
+        states = [self.state[parameter] for parameter in parameters]
+        (fast, slow), step = group["betas"], states[0]["step"]
+        move(
+            parameters, [parameter.grad for parameter in parameters],  # type: ignore[misc]
+            [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states],
+            [self._chance(parameter) for parameter in parameters],
+            keep=1 - group["lr"] * group["weight_decay"], fast=1 - fast, slow=1 - slow,
+            root=math.sqrt(1 - slow**step), eps=group["eps"], rate=group["lr"] / (1 - fast**step),
+        )  # fmt: skip
+
+    def _chance(self, parameter: nn.Parameter) -> int:
+        return derive(self._seed, self.state[parameter]["step"], self._places[parameter])
+
+
+def _by_kernel(parameter: nn.Parameter, group: Mapping[str, Any]) -> bool:
     """Whether the GPU's kernel can move it."""
     gradient = parameter.grad
     return (
         parameter.device.type == "cuda"
         and parameter.dtype == torch.bfloat16
         and gradient is not None
-        and gradient.is_contiguous()
-        and parameter.is_contiguous()
+        and all(x.is_contiguous() and x.data_ptr() % ALIGNED == 0 for x in (parameter, gradient))
         and parameter.numel() < MOST_IN_ONE_PASS
         and not group["amsgrad"]
         and has_triton()
     )
-
-
-def _move_in_one_pass(parameter: nn.Parameter, state: Mapping[str, Any], group: Mapping[str, Any], seed: int) -> None:
-    from metier.training.rounded_kernel import move
-
-    fast, slow = group["betas"]
-    move(
-        parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"],  # type: ignore[arg-type]
-        seed=seed, keep=1 - group["lr"] * group["weight_decay"], fast=1 - fast, slow=1 - slow,
-        root=math.sqrt(1 - slow ** state["step"]), eps=group["eps"], rate=group["lr"] / (1 - fast ** state["step"]),
-    )  # fmt: skip
 
 
 def _update(gradient: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:

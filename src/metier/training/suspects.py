@@ -13,7 +13,7 @@ from metier.core.log import warn
 from metier.tasks import score
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from torch import nn
@@ -63,11 +63,9 @@ class Suspects:
         self._step: Step | None = None
         self._noted = 0
 
-    def following(self, steps: Iterable[Step]) -> Iterator[Step]:
-        """The same steps, each remembered while it is taken."""
-        for step in steps:
-            self._step = step
-            yield step
+    def begin(self, step: Step) -> None:
+        """Know the step that is taken from now on."""
+        self._step = step
 
     def note(self, record: StepRecord) -> None:
         """Keep the rows of a step whose loss was a spike though the weights are sound; the first few such steps."""
