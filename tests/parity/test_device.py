@@ -110,6 +110,50 @@ def test_the_head_on_a_gpu_is_the_whole_one(places, weighted):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("width", [50, 4096, 50_257])
+def test_cross_entropy_by_the_kernel_is_that_of_its_scores(dtype, width):
+    chance = torch.Generator("cuda").manual_seed(width)
+    hidden = (2 * torch.randn(37, 64, generator=chance, device="cuda")).to(dtype).requires_grad_()
+    weight = torch.randn(width, 64, generator=chance, device="cuda").to(dtype) / 4
+    target = torch.randint(width, (37,), generator=chance, device="cuda")
+    with torch.no_grad():
+        scores = F.linear(hidden, weight).double().requires_grad_()
+    wanted = F.cross_entropy(scores, target, reduction="none")
+    (slope,) = torch.autograd.grad(wanted.sum(), scores)
+    nats = engine.cross_entropy(hidden, weight, None, target)
+    torch.testing.assert_close(nats.double(), wanted, rtol=1e-5, atol=1e-5)
+    (of_hidden,) = torch.autograd.grad(nats.sum(), hidden)
+    exact_slope = slope @ weight.double()
+    room = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]
+    assert float((of_hidden.double() - exact_slope).norm() / exact_slope.norm()) < room
+    with torch.no_grad():
+        torch.testing.assert_close(engine.cross_entropy(hidden, weight, None, target), nats)
+
+
+def test_adam_moves_parameters_of_many_sizes_in_one_call_as_one_by_one():
+    chance = torch.Generator().manual_seed(0)
+    sizes = [(5000,), (37,), (64, 70), (4096,), (1,)]
+    begun, slopes = ([torch.randn(size, generator=chance).bfloat16() for size in sizes] for _ in range(2))
+
+    def moved(device):
+        weights = [nn.Parameter(x.to(device, copy=True)) for x in begun]
+        optimizer = RoundedAdam(weights, learning_rate=1e-2, betas=(0.9, 0.99), seed=0)
+        for _ in range(3):
+            for weight, slope in zip(weights, slopes, strict=True):
+                weight.grad = slope.to(device, copy=True)
+            optimizer.step()
+        return weights, [optimizer.state[weight] for weight in weights]
+
+    (mine, states), (wanted, known) = moved("cuda"), moved("cpu")
+    for weight, other in zip(mine, wanted, strict=True):
+        # Roundings by chance differ from kernel to kernel: by one place in 256, three times.
+        torch.testing.assert_close(weight.cpu().float(), other.float(), rtol=3 / 128, atol=1e-3)
+    for state, other in zip(states, known, strict=True):
+        for name in ("exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(state[name].cpu(), other[name], rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("name", ["fp32", "mixed", "bf16"])
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_training_learns_in_every_format(folders, name, method):

@@ -107,18 +107,17 @@ class _LoRA(torch.autograd.Function):
         x_TI, dtype = given.reshape(-1, given.shape[-1]), given.dtype
         # With one update for all, adding it to the weight may cost less.
         merges = len(parts) == 1 and parts[0][:2] == (0, len(x_TI)) and _merges(len(x_TI), weight_OI)
-        inners = []
+        inners, cast = [], [factor.to(dtype) for factor in factors]
         with torch.autocast(given.device.type, enabled=False):
             bias = None if bias_O is None else bias_O.to(dtype)
             answer_TO = None if merges else F.linear(x_TI, weight_OI, bias)
-            for (start, end, scaling), a_RI, b_OR in zip(parts, factors[::2], factors[1::2], strict=True):
-                a, b = a_RI.to(dtype), b_OR.to(dtype)
+            for (start, end, scaling), a, b in zip(parts, cast[::2], cast[1::2], strict=True):
                 inners.append(x_TI[start:end] @ a.T)
                 if answer_TO is None:
                     answer_TO = F.linear(x_TI, torch.addmm(weight_OI, b, a, alpha=scaling), bias)
                 else:
                     answer_TO[start:end].addmm_(inners[-1], b.T, alpha=scaling)
-        ctx.save_for_backward(x_TI, weight_OI, *inners, *factors)
+        ctx.save_for_backward(x_TI, weight_OI, *inners, *cast)
         ctx.parts, ctx.shape, ctx.merges = parts, given.shape, merges
         return answer_TO.view(*given.shape[:-1], -1)  # type: ignore[union-attr]
 
@@ -129,17 +128,12 @@ class _LoRA(torch.autograd.Function):
         slope_TO = slope.reshape(-1, slope.shape[-1])
         of_x = slope_TO @ weight_OI if ctx.needs_input_grad[0] and not ctx.merges else None
         of_factors = []
-        for (start, end, scaling), inner_tR, a_RI, b_OR in zip(
-            ctx.parts, inners, factors[::2], factors[1::2], strict=True
-        ):
+        for (start, end, scaling), inner_tR, a, b in zip(ctx.parts, inners, factors[::2], factors[1::2], strict=True):
             x_tI, slope_tO = x_TI[start:end], slope_TO[start:end]
-            a, b = a_RI.to(x_TI.dtype), b_OR.to(x_TI.dtype)
             # Thin products go through the transposed one that matrix libraries do several times faster.
             through_tR = (slope_tO @ b.T.contiguous().T).mul_(scaling)
-            of_factors += [
-                (through_tR.T @ x_tI).to(a_RI.dtype),
-                (inner_tR.T @ slope_tO).mul_(scaling).T.to(b_OR.dtype),
-            ]
+            # Autograd gives them the factors' own format.
+            of_factors += [through_tR.T @ x_tI, (inner_tR.T @ slope_tO).mul_(scaling).T]
             if of_x is not None:
                 of_x[start:end].addmm_(through_tR, a)
             elif ctx.needs_input_grad[0]:
