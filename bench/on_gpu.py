@@ -166,6 +166,7 @@ def run_trl(engine: str, shape: str, method: str, given: argparse.Namespace, lon
         gradient_accumulation_steps=1, packing=packs, max_length=PACK[shape] if packs else longest, max_steps=steps,
         bf16=given.device == "cuda", use_liger_kernel=given.device == "cuda", gradient_checkpointing=False,
         learning_rate=1e-5, save_strategy="no", report_to="none", disable_tqdm=True,
+        completion_only_loss=True,  # else the mask counts for nothing
     )  # fmt: skip
     trainer = SFTTrainer(
         model=network(shape, given.device, str(PEERS[engine]["attention"])),
@@ -234,7 +235,7 @@ def main() -> None:
     parser.add_argument("--shape", help="one shape alone, such as 'tiny' to try the script")
     parser.add_argument("--engines", default="", help="some alone, with ; between their names")
     parser.add_argument("--compile", action="store_true", help="metier with train.compile")
-    parser.add_argument("--times", type=int, default=1, help="so many times the rows and tokens of a step, metier alone")
+    parser.add_argument("--times", type=int, default=1, help="so many times the rows of a step, metier alone")
     parser.add_argument("--profile", help="file to write metier's kernels and their times to")
     parser.add_argument("--only", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
