@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from metier import experiment, run
 from metier.core import DataError, RecipeError
 from metier.core.comparison import Comparison
 from metier.core.evidence import Strength
+from metier.evaluation.baselines import few_shot
 from metier.experiment import budget, checks, parts, search
 from metier.experiment.arms import arms_of
 from metier.experiment.base import LoadedBase
@@ -396,6 +398,39 @@ def test_the_base_is_also_asked_after_it_was_shown_examples(place, tmp_path):
     text = job.task.tokenizer.decode(job.task.prompt(asked))
     answer, question = job.task.reference(job.splits.train[1]), job.task.question(job.test[0])
     assert 0 < text.index(answer) < text.index(question)
+
+
+def test_a_base_that_completes_is_shown_whole_rows_and_its_answer_ends_where_the_next_would_begin(place, tmp_path):
+    rows = [{"prompt": f"def f{i}():\n", "completion": f"    return {i}\n"} for i in range(60)]
+    write(tmp_path / "code.jsonl", rows)
+    tiny.make("llama", tmp_path / "llama")
+    tree = {
+        "model": {"base": str(tmp_path / "llama"), "device": "cpu"},
+        "data": {"train": str(tmp_path / "code.jsonl"), "overlap": "allow"},
+        "task": "complete",
+        "evaluate": {"rows": 3, "max_new_tokens": 4, "retention": "off"},
+    }
+    job = run.prepare(parse(tree))
+    asked = job.task.with_examples(job.test[0], list(job.splits.train[:2]))
+    shown = [job.task.question(row) + job.task.reference(row).rstrip() for row in job.splits.train[:2]]
+    assert job.task.question(asked) == "\n\n\n".join([*shown, job.task.question(job.test[0])])
+
+    class Rambling:
+        question, with_examples, prompt = job.task.question, job.task.with_examples, job.task.prompt
+        between = job.task.between
+
+        @staticmethod
+        def answer(model, records, how):
+            return ["    return 1\n\n\ndef g():\n"] * len(records)
+
+    seen = []
+    few_shot(
+        Rambling(), None, job.splits.train, job.test, SimpleNamespace(max_new_tokens=4),
+        lambda answers: seen.append(list(answers)) or (), context=tiny.CONTEXT, seed=0,
+    )  # fmt: skip
+    assert seen == [["    return 1"] * len(job.test)]
+    (found,) = job.prompted(job.load())
+    assert found.name == "few_shot"
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,14 @@ def few_shot(
         shown.pop()
     if not shown:
         return None
-    found = _timed("few_shot", judge, lambda: task.answer(model, [together(row, shown) for row in test], how))
+
+    def answers() -> list[str]:
+        found = task.answer(model, [together(row, shown) for row in test], how)
+        # A text that goes on and on as the examples did would write the next one.
+        between = getattr(task, "between", None)
+        return found if between is None else [answer.partition(between)[0] for answer in found]
+
+    found = _timed("few_shot", judge, answers)
     return found.model_copy(update={"how": found.how.format(n=len(shown))})
 
 

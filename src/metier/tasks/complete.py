@@ -19,7 +19,7 @@ from metier.tasks.refusal import TOO_LONG, Refusals
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
     from metier.data.records import Record
@@ -44,6 +44,7 @@ class Complete(TokenTask):
         middle_share: Share of training rows turned into fill-in-the-middle.
         middle: Token ids of the prefix, suffix and middle markers, where used.
         seed: Chooses the rows and the cuts.
+        between: What parts rows that stand before a prompt as examples; an answer to it ends there.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -52,6 +53,7 @@ class Complete(TokenTask):
     middle_share: float
     middle: tuple[int, int, int] | None
     seed: int
+    between: str = "\n\n\n"
     kind: str = "complete"
     unit: str = "token"
     metrics: tuple[str, ...] = ("tests_passed", "edit_similarity", "exact_match")
@@ -94,10 +96,20 @@ class Complete(TokenTask):
         """The row with another continuation."""
         return replace(record, completion=answer) if isinstance(record, Completion) else Document(record.where, answer)
 
+    def with_examples(self, record: Record, examples: Sequence[Record]) -> Record:
+        """The row with other rows, prompt and continuation, before its prompt."""
+        own = _completion(record)
+        shown = (f"{self.question(example)}{self.reference(example)}".rstrip() for example in examples)
+        return replace(own, prompt=self.between.join((*shown, own.prompt)))
+
+    def prompt(self, record: Record) -> Tensor:
+        """Token ids up to where the continuation begins."""
+        return torch.tensor([*causal.begin_ids(self.tokenizer), *self._ids(self.question(record))])
+
     def answer(self, model: nn.Module, records: Sequence[Record], how: Answering) -> list[str]:
         """Greedy continuations of the prompts; plain text has nothing to answer and gives empty ones."""
         asked = [i for i, record in enumerate(records) if isinstance(record, Completion)]
-        prompts = [torch.tensor(causal.begin_ids(self.tokenizer) + self._ids(self.question(records[i]))) for i in asked]
+        prompts = [self.prompt(records[i]) for i in asked]
         answers = [""] * len(records)
         stops = generation.stop_ids(model, self.tokenizer)
         tokens = generation.greedy(model, self.tokenizer, prompts, how, stops=stops)
