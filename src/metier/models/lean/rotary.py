@@ -48,6 +48,7 @@ class RotaryAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """The layer's answer, shape (B, T, E), and the shares of attention where the function gives them."""
         (plain,) = self._plain
+        plain.training = self.training  # nobody else tells it
         known: Any = plain
         if past_key_values is not None or position_embeddings is None or not reads_packs(known):
             answer: tuple[Tensor, Tensor | None] = plain(
