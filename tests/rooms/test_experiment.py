@@ -379,17 +379,22 @@ def test_the_base_is_the_base_again_after_every_arm_and_heads_follow_the_seed(pl
     assert not list(tmp_path.iterdir())
 
 
-def test_the_base_is_also_asked_after_it_was_shown_examples(place, tmp_path):
-    rows = [{"prompt": f"Where is parcel {i}?", "completion": f"{TEAMS[i % 3]} {i}"} for i in range(60)]
-    write(tmp_path / "chat.jsonl", rows)
-    tiny.make("llama", tmp_path / "llama")
+def answering(folder, task, rows):
+    """A job whose base can be asked."""
+    write(folder / "rows.jsonl", rows)
+    tiny.make("llama", folder / "llama")
     tree = {
-        "model": {"base": str(tmp_path / "llama"), "device": "cpu"},
-        "data": {"train": str(tmp_path / "chat.jsonl"), "overlap": "allow"},
-        "task": "chat",
+        "model": {"base": str(folder / "llama"), "device": "cpu"},
+        "data": {"train": str(folder / "rows.jsonl"), "overlap": "allow"},
+        "task": task,
         "evaluate": {"rows": 3, "max_new_tokens": 4, "retention": "off"},
     }
-    job = run.prepare(parse(tree))
+    return run.prepare(parse(tree))
+
+
+def test_the_base_is_also_asked_after_it_was_shown_examples(place, tmp_path):
+    rows = [{"prompt": f"Where is parcel {i}?", "completion": f"{TEAMS[i % 3]} {i}"} for i in range(60)]
+    job = answering(tmp_path, "chat", rows)
     (found,) = job.prompted(job.load())
     assert found.name == "few_shot"
     assert 0 < int(found.how.split("shown ")[1].split()[0]) <= 8
@@ -402,15 +407,7 @@ def test_the_base_is_also_asked_after_it_was_shown_examples(place, tmp_path):
 
 def test_a_base_that_completes_is_shown_whole_rows_and_its_answer_ends_where_the_next_would_begin(place, tmp_path):
     rows = [{"prompt": f"def f{i}():\n", "completion": f"    return {i}\n"} for i in range(60)]
-    write(tmp_path / "code.jsonl", rows)
-    tiny.make("llama", tmp_path / "llama")
-    tree = {
-        "model": {"base": str(tmp_path / "llama"), "device": "cpu"},
-        "data": {"train": str(tmp_path / "code.jsonl"), "overlap": "allow"},
-        "task": "complete",
-        "evaluate": {"rows": 3, "max_new_tokens": 4, "retention": "off"},
-    }
-    job = run.prepare(parse(tree))
+    job = answering(tmp_path, "complete", rows)
     asked = job.task.with_examples(job.test[0], list(job.splits.train[:2]))
     shown = [job.task.question(row) + job.task.reference(row).rstrip() for row in job.splits.train[:2]]
     assert job.task.question(asked) == "\n\n\n".join([*shown, job.task.question(job.test[0])])
