@@ -283,6 +283,30 @@ def test_turning_queries_and_keys_is_the_plain_formula_both_ways():
     torch.testing.assert_close(*slopes, rtol=1e-12, atol=1e-12)
 
 
+def test_a_window_that_only_the_call_tells_is_kept_by_what_stands_for_the_layer(folders):
+    found = exact(folders["mistral"], ChatTask(), chats(system=True), head="causal")
+    found.module.config.sliding_window = 24
+    assert min(len(example.ids) for example in found.examples) > 24
+    wanted = reference(found.module, found.plain, found.examples)
+    task = found.plain.suited(found.module)
+    with lean(found.module):
+        assert type(found.module.model.layers[0].self_attn).__name__ == "RotaryAttention"
+        hold(engines(found.module, task, found.examples), wanted)
+
+
+def test_attention_that_clips_stays_the_networks_own():
+    from transformers import OlmoConfig, OlmoForCausalLM
+
+    network = OlmoForCausalLM(
+        OlmoConfig(vocab_size=90, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    )
+    assert engine.layout(network).packed
+    for clip, kind in ((8.0, "OlmoAttention"), (None, "RotaryAttention")):
+        network.config.clip_qkv = clip
+        with lean(network):
+            assert {type(layer.self_attn).__name__ for layer in network.model.layers} == {kind}
+
+
 def test_with_a_cache_the_networks_own_attention_answers(folders):
     found = exact(folders["qwen3"], ChatTask(), chats(system=False), head="causal")
     module = found.module.eval()

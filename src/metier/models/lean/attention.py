@@ -66,6 +66,24 @@ def uncompiled() -> Iterator[None]:
         AttentionInterface.register(NAME, attention)
 
 
+@contextmanager
+def overheard() -> Iterator[dict[str, Any]]:
+    """What a layer that is called inside the block asks of its attention function beside tensors and dropout."""
+    from transformers import AttentionInterface
+
+    before, heard = AttentionInterface()[NAME], dict[str, Any]()
+
+    def listen(*given: Any, dropout: float = 0.0, **asked: Any) -> Any:
+        heard.update(asked)
+        return before(*given, dropout=dropout, **asked)
+
+    AttentionInterface.register(NAME, listen)
+    try:
+        yield heard
+    finally:
+        AttentionInterface.register(NAME, before)
+
+
 def attention(
     module: nn.Module,
     query: Tensor,

@@ -10,18 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metier.models.lean.attention import NAME
+from metier.models.lean.attention import NAME, overheard
 from metier.models.lean.pointwise import has_kernels
 from metier.models.lean.swap import agree
 
 LAYERS = {"q_proj", "k_proj", "v_proj", "o_proj"}
 NORMS = {"q_norm", "k_norm"}
+LARGE = 100.0
+"""Far beyond what a layer's norm lets through. Judgement."""
 
 
 class RotaryAttention(nn.Module):
     """Attention with rotary positions, as Llama's family writes it. Source: Su et al. 2021, arXiv:2104.09864.
 
     It stands for the layer while packs are read; asked for anything else, such as a cache, that one answers.
+
+    Attributes:
+        asks: What the layer asks of its attention function: the factor of the scores, a window, and the like.
     """
 
     q_proj: nn.Module
@@ -37,6 +42,7 @@ class RotaryAttention(nn.Module):
         for name, child in plain.named_children():
             self.add_module(name, child)
         self._plain = (plain,)  # in a tuple, so that its parameters are not counted twice
+        self.asks: dict[str, Any] = {}
 
     def forward(
         self,
@@ -65,8 +71,7 @@ class RotaryAttention(nn.Module):
         q_BTHD, k_BTKD = turned(q_BTHD, k_BTKD, *position_embeddings)
         mixed, shares = AttentionInterface()[NAME](
             plain, *(x.transpose(1, 2) for x in (q_BTHD, k_BTKD, v_BTKD)), attention_mask,
-            dropout=known.attention_dropout if self.training else 0.0, scaling=known.scaling,
-            sliding_window=getattr(known, "sliding_window", None), **more,
+            dropout=known.attention_dropout if self.training else 0.0, **{**more, **self.asks},
         )  # fmt: skip
         return self.o_proj(mixed.reshape(*shape[:-2], -1)), shares
 
@@ -77,14 +82,16 @@ def rotary(module: Any) -> nn.Module | None:
     if not names >= LAYERS or names - LAYERS not in (set(), NORMS) or not reads_packs(module):
         return None
     own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    needed = ("head_dim", "scaling", "attention_dropout")
-    if own or any(not hasattr(module, name) for name in needed) or getattr(module, "attn_logit_softcapping", None):
+    if own or not hasattr(module, "head_dim") or not hasattr(module, "attention_dropout"):
         return None
     made = RotaryAttention(module)
     weight, chance = next(module.parameters()), torch.Generator().manual_seed(0)
     angles = torch.randn(1, 3, module.head_dim // 2, generator=chance).repeat(1, 1, 2).to(weight.device)
-    places = tuple(x.to(weight.dtype) for x in (angles.cos(), angles.sin()))
-    return made if agree(module, made, position_embeddings=places, attention_mask=None) else None
+    given = {"position_embeddings": tuple(x.to(weight.dtype) for x in (angles.cos(), angles.sin()))}
+    with overheard() as made.asks:
+        # Large states as well: there are families that clip queries, keys and values.
+        fits = all(agree(module, made, size=size, attention_mask=None, **given) for size in (1.0, LARGE))
+    return made if fits else None
 
 
 def reads_packs(module: Any) -> bool:

@@ -93,17 +93,19 @@ def _gated(module: Any) -> GatedMLP | None:
 
 
 @torch.no_grad()
-def agree(module: nn.Module, other: nn.Module, **more: Any) -> bool:
+def agree(module: nn.Module, other: nn.Module, *, size: float = 1.0, **more: Any) -> bool:
     """Whether two modules answer alike on random states, first of all; what raises does not agree.
 
     Args:
         module: What is there.
         other: What is to stand for it.
+        size: Standard deviation of the states.
         more: What both are given beside the states.
     """
     first = next(module.parameters())
     width = first.shape[-1]
-    states = torch.randn(1, 3, width, generator=torch.Generator().manual_seed(0)).to(first.device, first.dtype)
+    drawn = size * torch.randn(1, 3, width, generator=torch.Generator().manual_seed(0))
+    states = drawn.to(first.device, first.dtype)
     modes = module.training, other.training
     try:
         wanted, found = (
