@@ -294,6 +294,23 @@ def test_a_window_that_only_the_call_tells_is_kept_by_what_stands_for_the_layer(
         hold(engines(found.module, task, found.examples), wanted)
 
 
+def test_where_half_a_head_is_turned_the_networks_own_attention_answers(folders):
+    from transformers import NemotronConfig, NemotronForCausalLM
+
+    found = exact(folders["llama"], ChatTask(), chats(system=True), head="causal")
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    config = NemotronConfig(
+        vocab_size=len(found.plain.tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, **heads
+    )
+    network = NemotronForCausalLM(config).double()
+    task = found.plain.suited(network)
+    assert task.layout.packed
+    wanted = engines(network, task, found.examples)
+    with lean(network):
+        hold(engines(network, task, found.examples), wanted)
+
+
 def test_attention_that_clips_stays_the_networks_own():
     from transformers import OlmoConfig, OlmoForCausalLM
 

@@ -23,7 +23,8 @@ LARGE = 100.0
 class RotaryAttention(nn.Module):
     """Attention with rotary positions, as Llama's family writes it. Source: Su et al. 2021, arXiv:2104.09864.
 
-    It stands for the layer while packs are read; asked for anything else, such as a cache, that one answers.
+    It stands for the layer while packs are read; asked for anything else, such as a cache or a turn of half a head,
+    that one answers.
 
     Attributes:
         asks: What the layer asks of its attention function: the factor of the scores, a window, and the like.
@@ -56,7 +57,13 @@ class RotaryAttention(nn.Module):
         (plain,) = self._plain
         plain.training = self.training  # nobody else tells it
         known: Any = plain
-        if past_key_values is not None or position_embeddings is None or not reads_packs(known):
+        # A family may turn a part of each head alone; the angles tell.
+        if (
+            past_key_values is not None
+            or position_embeddings is None
+            or position_embeddings[0].shape[-1] != known.head_dim
+            or not reads_packs(known)
+        ):
             answer: tuple[Tensor, Tensor | None] = plain(
                 hidden_states=hidden_states, position_embeddings=position_embeddings, attention_mask=attention_mask,
                 past_key_values=past_key_values, **more,
