@@ -104,7 +104,7 @@ class Complete(TokenTask):
 
     def prompt(self, record: Record) -> Tensor:
         """Token ids up to where the continuation begins."""
-        return torch.tensor([*causal.begin_ids(self.tokenizer), *self._ids(self.question(record))])
+        return torch.tensor(self._opening(self.question(record)))
 
     def answer(self, model: nn.Module, records: Sequence[Record], how: Answering) -> list[str]:
         """Greedy continuations of the prompts; plain text has nothing to answer and gives empty ones."""
@@ -120,13 +120,17 @@ class Complete(TokenTask):
     def _ids(self, text: str) -> list[int]:
         return causal.token_ids(self.tokenizer, text)
 
+    def _opening(self, text: str) -> list[int]:
+        """A text at the beginning of a row."""
+        return [*causal.begin_ids(self.tokenizer), *self._ids(text)]
+
     def _text(self, record: Document) -> TokenRow:
-        ids = [*causal.begin_ids(self.tokenizer), *self._ids(record.text), *causal.end_ids(self.tokenizer)]
+        ids = [*self._opening(record.text), *causal.end_ids(self.tokenizer)]
         return causal.token_row(record.where, ids, learnt_from=1)
 
     def _continuation(self, record: Completion) -> TokenRow:
         # Tokenized apart, because at inference the prompt is tokenized without its continuation.
-        prompt = [*causal.begin_ids(self.tokenizer), *self._ids(record.prompt)]
+        prompt = self._opening(record.prompt)
         return causal.token_row(
             record.where,
             [*prompt, *self._ids(record.completion), *causal.end_ids(self.tokenizer)],

@@ -209,8 +209,8 @@ def move(optimizer: Optimizer, weight: float, grad_norm: float, max_grad_norm: f
     optimizer.step()
 
 
-def _sum(found: Sequence[Tensor]) -> float:
-    return math.fsum(torch.stack(list(found)).tolist()) if found else 0.0
+def _sum(found: list[Tensor]) -> float:
+    return math.fsum(torch.stack(found).tolist()) if found else 0.0
 
 
 def _gradients(optimizer: Optimizer) -> list[Tensor]:

@@ -21,7 +21,7 @@ from metier.models.lean.on_device import flash, flashes, flexible
 from metier.models.lean.pack import Attending, Pack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor, nn
 
@@ -57,29 +57,33 @@ def register() -> None:
 @contextmanager
 def uncompiled() -> Iterator[None]:
     """Let a compiler pass over attention over packs: its work depends on what the pack holds, not on sizes alone."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(NAME, torch.compiler.disable(attention))
-    try:
+    with _instead(torch.compiler.disable(attention)):
         yield
-    finally:
-        AttentionInterface.register(NAME, attention)
 
 
 @contextmanager
 def overheard() -> Iterator[dict[str, Any]]:
     """What a layer that is called inside the block asks of its attention function beside tensors and dropout."""
-    from transformers import AttentionInterface
-
-    before, heard = AttentionInterface()[NAME], dict[str, Any]()
+    heard: dict[str, Any] = {}
 
     def listen(*given: Any, dropout: float = 0.0, **asked: Any) -> Any:
         heard.update(asked)
-        return before(*given, dropout=dropout, **asked)
+        module, query, key, value, mask = given
+        return attention(module, query, key, value, mask, dropout, **asked)
 
-    AttentionInterface.register(NAME, listen)
-    try:
+    with _instead(listen):
         yield heard
+
+
+@contextmanager
+def _instead(function: Callable[..., Any]) -> Iterator[None]:
+    """Another function under the name, until the block ends."""
+    from transformers import AttentionInterface
+
+    before = AttentionInterface().get(NAME, attention)
+    AttentionInterface.register(NAME, function)
+    try:
+        yield
     finally:
         AttentionInterface.register(NAME, before)
 
